@@ -1,0 +1,29 @@
+# make demo   installs bigrad and runs the demo
+# make test   installs what the tests need and runs them
+# make check  formats, lints and type-checks; with CI=true it changes nothing and fails instead
+# make bench  runs the benchmarks
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test check bench
+
+demo: $(VENV)/.installed-plots
+	$(BIN)/python examples/tariff.py
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff format $(if $(filter true,$(CI)),--check)
+	$(BIN)/ruff check
+	$(BIN)/mypy bigrad
+
+bench: $(VENV)/.installed-bench
+	@set -e; for script in tests/benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script; done
+
+# One stamp for each extra: nothing is installed again until the project's requirements change.
+$(VENV)/.installed-%: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$*]'
+	touch $@

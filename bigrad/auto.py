@@ -1,0 +1,61 @@
+"""Auto: the default of both choices, the solver and the gradient rule, and why it chose."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from bigrad.gradients.base import AbstractGradient
+from bigrad.program import Program
+from bigrad.solution import Outcome, Point
+from bigrad.solvers.base import AbstractSolver
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FEW_PAIRS = 16
+"""Up to this many pairs, a short branching search usually proves the optimum within a few milliseconds."""
+
+
+@dataclass(frozen=True)
+class Auto(AbstractSolver, AbstractGradient):
+    """Chooses by the program: Pieces for a convex quadratic upper level, Relaxation for any other; Implicit for the gradient.
+
+    `program.explain()` and `layer.explain()` print the choice and its reason.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"kkt"})
+
+    def accepts(self, program: Program) -> str | None:
+        """None: some solver takes every program that could be declared."""
+        return None
+
+    def choose(self, program: Program) -> tuple[AbstractSolver, str]:
+        """The solver that fits, and why."""
+        from bigrad.solvers.pieces import Pieces
+        from bigrad.solvers.relaxation import Relaxation
+
+        if program.quadratic is None:
+            return Relaxation(), f"The program is not quadratic: {program.why_not_quadratic}."
+        if not program.convex:
+            return Relaxation(), "The upper objective is quadratic but not convex in (x, y) together."
+        pairs = program.quadratic.sizes.pairs
+        solver = Pieces(starts=8, nodes=64) if pairs <= FEW_PAIRS else Pieces(starts=4, nodes=0)
+        return solver, solver.choose(program)[1]
+
+    def solve(
+        self, program: Program, theta: tuple[np.ndarray, ...], warm_start: Sequence[Point | None] | None = None
+    ) -> Outcome:
+        """Solve with the chosen solver."""
+        return self.choose(program)[0].solve(program, theta, warm_start)
+
+    def pull_back(
+        self, program: Program, outcome: Outcome, theta: tuple[Tensor, ...], wanted: tuple[bool, ...], cotangent: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        """Differentiate with the chosen rule."""
+        from bigrad.gradients.implicit import Implicit
+
+        return Implicit().pull_back(program, outcome, theta, wanted, cotangent)

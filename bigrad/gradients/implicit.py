@@ -1,0 +1,116 @@
+"""Implicit: one symmetric solve with the KKT matrix at the solution's own active set. BiGrad, arXiv 2302.14473, theorem 1.
+
+At a solution with a fixed active set, the unknowns w = (x, y, lam, nu, multipliers) solve R(w, theta) = 0 with dR/dw = M symmetric, so
+
+    dL/dtheta = - a' dR/dtheta,   M a = (dL/dz, 0).
+
+What is held and what is free comes with the solution: a pair with slack and multiplier both at zero is held on the sides whose
+own multipliers are positive, both if both are (bigrad/solvers/active.py). There the leader's best decision sits on a kink of the follower's
+answer and stays on it; differentiating only one side is wrong.
+
+Choices where the derivative is not unique: a weakly active constraint (its multiplier zero) counts as inactive, a pair that is weak on
+one side stays on the side where the solver found it, and a singular M gives the minimum-norm a. `Stats.degenerate`, `Stats.singular`
+and `Stats.strongly_stationary` tell; a loss whose gradient has no solution at a singular M also raises a SingularWarning.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from bigrad.affine import mv
+from bigrad.gradients.base import AbstractGradient
+from bigrad.linear import solve_free
+from bigrad.program import Program
+from bigrad.quadratic import kkt, residual
+from bigrad.solution import Outcome, SingularWarning
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Implicit(AbstractGradient):
+    """Exact derivatives of the solution found, by the implicit function theorem; first and second order for quadratic programs.
+
+    Choose it whenever the program has optimality conditions (every CVXPY program). Cost: one batched symmetric solve.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"kkt"})
+
+    def pull_back(
+        self, program: Program, outcome: Outcome, theta: tuple[Tensor, ...], wanted: tuple[bool, ...], cotangent: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        """See AbstractGradient.pull_back."""
+        import torch
+
+        ok = torch.as_tensor(outcome.ok, device=cotangent.device)
+        cotangent = torch.where(ok[:, None], cotangent, 0.0)
+        if outcome.smooth:
+            return _smooth(program, outcome, theta, wanted, cotangent)
+        maps = program.quadratic
+        assert maps is not None
+        free = torch.as_tensor(outcome.free, device=cotangent.device)
+        finite = tuple(torch.where(torch.isfinite(t), t, 0.0) for t in theta)
+        leaves = [t for t, w in zip(theta, wanted, strict=True) if w]
+        if torch.is_grad_enabled():  # a second derivative is wanted: follow the solve itself
+            matrix, rhs = kkt(maps(finite), maps.sizes, len(free))
+            z = solve_free(matrix, free, rhs)[0][:, : cotangent.shape[1]]
+            grads = torch.autograd.grad(z, leaves, cotangent, create_graph=True, allow_unused=True)
+        else:
+            matrix, _ = kkt(maps(finite), maps.sizes, len(free))
+            target = torch.nn.functional.pad(cotangent, (0, free.shape[1] - cotangent.shape[1]))
+            adjoint, singular = solve_free(matrix, free, target)
+            _warn(matrix, adjoint, free, target, singular)
+            w = torch.as_tensor(outcome.w, device=cotangent.device)
+            with torch.enable_grad():
+                inputs = tuple(t.detach().requires_grad_(need) for t, need in zip(finite, wanted, strict=True))
+                pulled = (adjoint * residual(maps(inputs), maps.sizes, torch.where(ok[:, None], w, 0.0))).sum()
+                asked = [t for t in inputs if t.requires_grad]
+                used = pulled.requires_grad
+                grads = torch.autograd.grad(-pulled, asked, allow_unused=True) if used else (None,) * len(asked)
+        filled = iter(torch.zeros_like(t) if g is None else g for g, t in zip(grads, leaves, strict=True))
+        return tuple(next(filled) if need else None for need in wanted)
+
+
+def _smooth(
+    program: Program, outcome: Outcome, theta: tuple[Tensor, ...], wanted: tuple[bool, ...], cotangent: Tensor
+) -> tuple[Tensor | None, ...]:
+    """The same adjoint through CVXPY's derivative engine, item by item; it has no third derivatives, so no second order."""
+    import torch
+
+    if torch.is_grad_enabled():
+        raise NotImplementedError(
+            "Second derivatives need a quadratic program (linear constraints, quadratic objectives); "
+            f"here {program.why_not_quadratic}. Use first derivatives, or finite differences of them."
+        )
+    grads = [torch.zeros_like(t) if need else None for t, need in zip(theta, wanted, strict=True)]
+    arrays = [t.detach().cpu().numpy() for t in theta]
+    for i, ok in enumerate(outcome.ok):
+        if not ok or not bool(cotangent[i].any()):
+            continue
+        inputs = tuple(a[i] if a.ndim > 1 else a for a in arrays)
+        pulled, singular = program.smooth.adjoint(inputs, outcome.w[i], outcome.free[i], cotangent[i].cpu().numpy())
+        if singular:
+            warnings.warn(_message([i]), SingularWarning, stacklevel=2)
+        for g, value in zip(grads, pulled, strict=True):
+            if g is not None:
+                (g[i] if g.ndim > 1 else g).add_(torch.as_tensor(value, dtype=g.dtype, device=g.device))
+    return tuple(grads)
+
+
+def _warn(matrix: Tensor, adjoint: Tensor, free: Tensor, target: Tensor, singular: Tensor) -> None:
+    if not bool(singular.any()):
+        return
+    gap = ((mv(matrix, adjoint) - target) * free).abs().amax(-1)
+    lost = singular & (gap > 1e-6 * target.abs().amax(-1))
+    if bool(lost.any()):
+        warnings.warn(_message(lost.nonzero()[:, 0].tolist()), SingularWarning, stacklevel=2)
+
+
+def _message(items: list[int]) -> str:
+    return (
+        f"The KKT matrix is singular at items {items}: the solution there is not unique or its derivative does not exist, and the "
+        "minimum-norm choice was returned. A small strictly convex term at the level that is indifferent makes it unique."
+    )

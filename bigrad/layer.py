@@ -1,0 +1,153 @@
+"""Layer: a program as a torch module. Shapes, batches, devices and failures are settled here; the mathematics is not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bigrad.affine import flatten, unflatten
+from bigrad.auto import Auto
+from bigrad.gradients.base import AbstractGradient, attach
+from bigrad.program import Input, Program, Unknown
+from bigrad.solution import CapabilityError, InputError, Outcome, Point, Solution, SolveError
+from bigrad.solvers.base import AbstractSolver, batch_size
+
+
+class Layer(nn.Module):
+    """A bilevel program as a differentiable function of its parameters.
+
+        x_star, y_star = Layer(program, parameters=[c], variables=[x, y])(c_values)
+
+    parameters: CVXPY Parameters, in the order of the call; parameters of the program that are left out keep the `.value` they
+    have now. variables: the variables to return, in that order, of either level. solver, gradient: objects; `Auto()` chooses both.
+    on_failure: "raise" raises SolveError, naming the items, their statuses and what to do; "nan" returns NaN for
+    those items, with zero gradients, and the others unharmed.
+
+    Each argument of a call is a tensor of its parameter's shape, or with one leading batch dimension; the two may be mixed. Outputs
+    have the batch dimension if any argument has, and the dtype and device of the first argument; solves are in float64
+    on the CPU. Raises InputError for wrong shapes and CapabilityError for a solver or rule that cannot take the program.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        parameters: Sequence[Any],
+        variables: Sequence[Any],
+        solver: AbstractSolver | None = None,
+        gradient: AbstractGradient | None = None,
+        on_failure: Literal["raise", "nan"] = "raise",
+    ):
+        super().__init__()
+        self.program = program
+        self.solver = Auto() if solver is None else solver
+        self.gradient = Auto() if gradient is None else gradient
+        if on_failure not in ("raise", "nan"):
+            raise InputError(f'Layer(on_failure={on_failure!r}): give "raise" or "nan".')
+        self.on_failure = on_failure
+        program.checked(self.solver)
+        if missing := self.gradient.needs - program.offers:
+            raise CapabilityError(f"{self.gradient} needs {', '.join(sorted(missing))}, which this program does not have.")
+        self._order = [_position(p, program.inputs, "parameter") for p in parameters]
+        if len(set(self._order)) < len(self._order):
+            raise InputError("Layer(parameters=…): a parameter is named twice.")
+        self._variables = [_position(v, program.unknowns, "variable") for v in variables]
+        if not self._variables:
+            raise InputError("Layer(variables=[]): name at least one variable to return.")
+        self._fixed = {k: self._own(i) for k, i in enumerate(program.inputs) if k not in self._order}
+
+    @staticmethod
+    def _own(i: Input) -> Tensor:
+        if i.handle.value is None:
+            raise InputError(f"Layer(parameters=…): parameter '{i.name}' is neither among the parameters nor has a value; add it or set its .value.")
+        return torch.as_tensor(np.asarray(i.handle.value, dtype=float))
+
+    def forward(self, *values: Tensor, warm_start: Sequence[Solution] | None = None) -> tuple[Tensor, ...]:
+        """Solve at these parameter values; one tensor per variable. warm_start: Solutions of earlier calls, one per item."""
+        theta, batched = self._theta(values)
+        outcome = self._solve(theta, warm_start)
+        if self.on_failure == "raise" and not outcome.ok.all():
+            raise _failure(outcome, batched)
+        first = values[0] if values else torch.zeros((), dtype=torch.float64)
+        z = torch.as_tensor(outcome.z, device=first.device)
+        if torch.is_grad_enabled() and any(t.requires_grad for t in theta):
+            z = attach(self.gradient, self.program, outcome, z, theta)
+        if not batched:
+            z = z[0]
+        return tuple(unflatten(z[..., u.place], u.shape).to(first.dtype) for u in self._shown)
+
+    def solve(self, *values: Tensor, warm_start: Sequence[Solution] | None = None, verify: bool = False) -> list[Solution]:
+        """The Solutions at these parameter values, one per item, with statuses and stats; no gradient. Never raises for an item.
+
+        verify: re-solve each follower with another solver and report `stats.follower_gap`.
+        """
+        theta, _ = self._theta(values)
+        outcome = self._solve(theta, warm_start)
+        inputs = self.program.inputs
+        given = {inputs[k].handle: v.detach().double().cpu().numpy() for k, v in zip(self._order, values, strict=True)}
+        given |= {inputs[k].handle: v.numpy() for k, v in self._fixed.items()}
+        return self.program.solutions(outcome, given, verify=verify)
+
+    def explain(self) -> str:
+        """The program, the solver and the gradient rule, and why they were chosen."""
+        rule = "Implicit()" if isinstance(self.gradient, Auto) else self.gradient
+        return f"{self.program.explain(self.solver)}\nGradient: {rule}, the implicit function theorem at the solution's own active set."
+
+    @property
+    def _shown(self) -> list[Unknown]:
+        return [self.program.unknowns[k] for k in self._variables]
+
+    def _solve(self, theta: tuple[Tensor, ...], warm_start: Sequence[Solution] | None) -> Outcome:
+        points: list[Point | None] | None = None if warm_start is None else [s.point for s in warm_start]
+        if points is not None and len(points) != (need := batch_size(theta)):
+            raise InputError(f"warm_start has {len(points)} Solutions for a batch of {need}; give one per item.")
+        return self.solver.solve(self.program, tuple(t.detach().cpu().numpy() for t in theta), points)
+
+    def _theta(self, values: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], bool]:
+        """The program's inputs, flattened, in float64 and in the program's order, and whether any has a batch dimension."""
+        if len(values) != len(self._order):
+            names = ", ".join(self.program.inputs[k].name for k in self._order)
+            raise InputError(f"This layer takes {len(self._order)} tensors ({names}), got {len(values)}.")
+        flat: dict[int, Tensor] = {}
+        batch: dict[str, int] = {}
+        for k, value in zip(self._order, values, strict=True):
+            i = self.program.inputs[k]
+            if not isinstance(value, Tensor) or value.is_complex():
+                raise InputError(f"Parameter '{i.name}': needs a real torch tensor, got {type(value).__name__}.")
+            lead = value.ndim - len(i.shape)
+            if lead not in (0, 1) or tuple(value.shape[lead:]) != i.shape:
+                raise InputError(
+                    f"Parameter '{i.name}' has shape {i.shape}; got a tensor of shape {tuple(value.shape)}. "
+                    f"Needed: {i.shape}, or {('batch', *i.shape)} with one leading batch dimension."
+                )
+            if lead:
+                batch[i.name] = len(value)
+            flat[k] = flatten(value.double(), len(i.shape))
+        if len(set(batch.values())) > 1:
+            raise InputError(f"The batch dimensions differ: {', '.join(f'{k}: {v}' for k, v in batch.items())}. Make them equal, or give one item without.")
+        if 0 in batch.values():
+            raise InputError("The batch is empty; give at least one item.")
+        device = values[0].device if values else torch.device("cpu")
+        flat |= {k: flatten(v, v.ndim).to(device) for k, v in self._fixed.items()}
+        return tuple(flat[k] for k in range(len(self.program.inputs))), bool(batch)
+
+
+def _position(handle: Any, known: Sequence[Input] | Sequence[Unknown], kind: str) -> int:
+    """Where the program keeps one of the user's own objects."""
+    for k, entry in enumerate(known):
+        if entry.handle is handle:
+            return k
+    names = ", ".join(k.name for k in known) or "none"
+    raise InputError(f"Layer({kind}s=…): {handle} is not a {kind} of this program, which has: {names}.")
+
+
+def _failure(outcome: Outcome, batched: bool) -> SolveError:
+    bad = {int(i): outcome.status[i] for i in np.flatnonzero(~outcome.ok)}
+    shown = [f"  item {i}: {s.name}. {s.value}" if batched else f"  {s.name}. {s.value}" for i, s in list(bad.items())[:8]]
+    more = [f"  … and {len(bad) - 8} more."] if len(bad) > 8 else []
+    head = f"{len(bad)} of {len(outcome.status)} items could not be solved:" if batched else "The program could not be solved:"
+    tail = 'Mend these inputs, or make the layer with on_failure="nan" to keep the other items; layer.solve(…) returns every status.'
+    return SolveError("\n".join([head, *shown, *more, tail]), bad)

@@ -1,0 +1,56 @@
+"""Batched solves of symmetric systems, restricted to the unknowns that are free, with singular items told apart."""
+
+from __future__ import annotations
+
+from bigrad.affine import Array, mv, namespace
+
+SINGULAR = 1e-11
+"""Eigenvalues below this fraction of the largest count as zero."""
+
+
+def solve_free(matrix: Array, free: Array, rhs: Array) -> tuple[Array, Array]:
+    """Solve matrix[free, free] u[free] = rhs[free] for each item, with u zero elsewhere: (u, singular).
+
+    matrix: (batch, n, n) symmetric; free: bool (batch, n); rhs: (batch, n). A singular item (flag True) gets the
+    minimum-norm least-squares solution. Only the free unknowns, padded to the largest count in the batch, are factorised.
+    Differentiable in matrix and rhs where these are torch tensors.
+    """
+    xp = namespace(matrix)
+    size = int(free.sum(-1).max()) if len(free) else 0
+    order = xp.argsort(xp.where(free, 0, 1), stable=True)
+    item = xp.arange(len(free), device=order.device)[:, None]
+    first = order[:, :size]
+    live = free[item, first]
+    compact = matrix[item[:, :, None], first[:, :, None], first[:, None, :]]
+    eye = xp.eye(size, dtype=matrix.dtype, device=matrix.device)
+    compact = xp.where(live[:, :, None] & live[:, None, :], compact, eye)
+    short, singular = _solve(compact, xp.where(live, rhs[item, first], 0.0))
+    padded = xp.concatenate([xp.where(live, short, 0.0), xp.zeros_like(rhs[:, size:])], -1)
+    return padded[item, xp.argsort(order, stable=True)], singular
+
+
+def _solve(matrix: Array, rhs: Array) -> tuple[Array, Array]:
+    """Batched symmetric solve. Items whose solution for a probing right-hand side blows up are judged by their spectrum."""
+    xp = namespace(matrix)
+    size = matrix.shape[-1]
+    singular = xp.zeros(len(rhs), dtype=bool, device=matrix.device)
+    if not len(rhs) or not size:
+        return rhs, singular
+    eye = xp.eye(size, dtype=matrix.dtype, device=matrix.device)
+    probe = xp.cos(1.0 + xp.arange(size, dtype=matrix.dtype, device=matrix.device) ** 2)
+    sides = xp.stack([rhs, xp.broadcast_to(probe, rhs.shape)], -1)
+    try:
+        both = xp.linalg.solve(matrix, sides)
+    except xp.linalg.LinAlgError:
+        singular = xp.linalg.slogdet(matrix)[0] == 0
+        both = xp.linalg.solve(xp.where(singular[:, None, None], eye, matrix), sides)
+    growth = abs(both[..., 1]).sum(-1) * abs(matrix).sum(-1).sum(-1)
+    singular = singular | ~(growth * SINGULAR < 1.0)
+    solution = both[..., 0]
+    if bool(singular.any()):
+        inverse = xp.linalg.pinv(matrix[singular], rtol=SINGULAR, hermitian=True)
+        solution = xp.where(singular[:, None], 0.0, solution)
+        spread = xp.zeros_like(solution)
+        spread[singular] = mv(inverse, rhs[singular])
+        solution = solution + spread
+    return solution, singular

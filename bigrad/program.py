@@ -1,0 +1,185 @@
+"""Program: a declared, frozen bilevel program; what it takes in, what it gives out, and the forms in which solvers may have it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from bigrad.affine import flatten, unflatten
+from bigrad.quadratic import Maps
+from bigrad.solution import CapabilityError, InputError, Outcome, Solution
+
+if TYPE_CHECKING:
+    from bigrad.programs.smooth import Smooth
+
+
+@dataclass(frozen=True, eq=False)
+class Input:
+    """One parameter of the program: the user's own object, its name and shape, and the sign it declares (+1, -1 or 0)."""
+
+    handle: Any
+    name: str
+    shape: tuple[int, ...]
+    sign: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Unknown:
+    """One variable of the program: the user's own object, its name, shape and level, and its place in z = (x, y)."""
+
+    handle: Any
+    name: str
+    shape: tuple[int, ...]
+    leader: bool
+    place: slice
+
+
+class Solver(Protocol):
+    """What a program needs of a solver; bigrad/solvers/base.py has the contract."""
+
+    def accepts(self, program: Program) -> str | None:
+        """None, or the sentence that says why this solver cannot take the program."""
+
+    def solve(self, program: Program, theta: tuple[np.ndarray, ...], warm_start: Sequence[Any] | None = None) -> Outcome:
+        """Solve a batch."""
+
+    def choose(self, program: Program) -> tuple[Solver, str]:
+        """The solver that will do the work, and why."""
+
+
+class Source(Protocol):
+    """The front end that a program came from: it alone knows the user's objects."""
+
+    def publish(self, values: Mapping[Any, np.ndarray | None]) -> None:
+        """Fill `.value` of the user's variables (None clears it)."""
+
+    def lower_value(self, inputs: Mapping[Any, np.ndarray], values: Mapping[Any, np.ndarray]) -> float:
+        """Lower objective in the user's own sense."""
+
+    def follower_gap(self, inputs: Mapping[Any, np.ndarray], values: Mapping[Any, np.ndarray]) -> float:
+        """Lower objective at the point minus its optimum for the same x, by an independent solver."""
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """A declared bilevel program, made by `bigrad.bilevel`; it never changes and is safe to share between threads.
+
+    quadratic: the program as a bilevel quadratic program, or None. convex: whether its upper level is convex in z = (x, y).
+    smooth: the program as a smooth program with complementarity pairs, built when first needed.
+    sign: +1 where the leader minimises, -1 where it maximises.
+    """
+
+    inputs: tuple[Input, ...]
+    unknowns: tuple[Unknown, ...]
+    sign: float
+    quadratic: Maps | None
+    convex: bool
+    why_not_quadratic: str
+    smooth: Smooth
+    source: Source = field(repr=False)
+    default: Solver = field(repr=False)
+    rebuild: tuple[Any, ...] = field(repr=False)
+
+    @property
+    def offers(self) -> frozenset[str]:
+        """What a gradient rule may rely on: `kkt`, the optimality conditions of both levels."""
+        return frozenset({"kkt"})
+
+    def solve(
+        self,
+        values: Mapping[Any, Any] | None = None,
+        *,
+        solver: Solver | None = None,
+        warm_start: Solution | None = None,
+        verify: bool = False,
+    ) -> Solution:
+        """Solve at the given parameter values, fill `.value` of the user's variables, and return the Solution.
+
+        values: maps parameters to arrays of their shapes; those left out take their own `.value`. solver: `bigrad.Auto()` if
+        left out. warm_start: a Solution of this program to start from. verify: re-solve the follower at the returned
+        x with another solver and report `stats.follower_gap`. Failures are statuses, not exceptions; values that do not fit
+        raise InputError, a solver that cannot take the program CapabilityError.
+        """
+        given = self._given(values or {})
+        solver = self.checked(solver)
+        theta = tuple(flatten(given[i.handle], len(i.shape)) for i in self.inputs)
+        outcome = solver.solve(self, theta, None if warm_start is None else [warm_start.point])
+        solution = self.solutions(outcome, given, verify=verify)[0]
+        self.source.publish({u.handle: solution.values[u.handle] if solution.status.ok else None for u in self.unknowns})
+        return solution
+
+    def checked(self, solver: Solver | None) -> Solver:
+        """The solver, `Auto()` for None, refused with its own sentence where it cannot take this program."""
+        solver = self.default if solver is None else solver
+        if reason := solver.accepts(self):
+            raise CapabilityError(reason)
+        return solver
+
+    def explain(self, solver: Solver | None = None) -> str:
+        """What kind of program this is, which solver would take it, and why; for a person to read."""
+        kind = "quadratic" if self.quadratic else f"smooth ({self.why_not_quadratic})"
+        leader = sum(int(np.prod(u.shape)) for u in self.unknowns if u.leader)
+        follower = sum(int(np.prod(u.shape)) for u in self.unknowns if not u.leader)
+        lines = [f"Bilevel program, {kind}: {leader} leader and {follower} follower variables, {len(self.inputs)} parameters."]
+        if self.quadratic:
+            s = self.quadratic.sizes
+            lines.append(
+                f"As arrays: {s.x} + {s.y} variables, {s.pairs} complementarity pairs, {s.equalities} follower equalities, "
+                f"{s.upper} upper inequalities, {s.upper_equalities} upper equalities; upper level "
+                f"{'convex' if self.convex else 'not convex'}."
+            )
+        chosen, why = self.checked(solver).choose(self)
+        return "\n".join([*lines, f"Solver: {chosen}. {why}"])
+
+    def solutions(self, outcome: Outcome, given: Mapping[Any, np.ndarray], *, verify: bool = False) -> list[Solution]:
+        """One Solution per item of an outcome; `given` maps parameters to arrays with or without the batch dimension."""
+        found = []
+        for i in range(len(outcome.status)):
+            values = {u.handle: unflatten(outcome.z[i, u.place], u.shape) for u in self.unknowns}
+            ok, inputs = outcome.status[i].ok, {k: _item(v, i, k.ndim) for k, v in given.items()}
+            stats = outcome.stats(i, self.sign)
+            lower = self.source.lower_value(inputs, values) if ok else np.nan
+            if verify and ok:
+                stats = stats.with_gap(self.source.follower_gap(inputs, values))
+            found.append(Solution(outcome.status[i], self.sign * float(outcome.value[i]), lower, stats, values, outcome.point(i)))
+        return found
+
+    def invalid(self, theta: Sequence[np.ndarray], batch: int) -> np.ndarray:
+        """Items with a NaN, an infinity or a wrong sign among their inputs, bool (batch,)."""
+        bad = np.zeros(batch, bool)
+        for i, value in zip(self.inputs, theta, strict=True):
+            bad |= ~(np.isfinite(value) & (value * i.sign >= 0)).all(-1)
+        return bad
+
+    def _given(self, values: Mapping[Any, Any]) -> dict[Any, np.ndarray]:
+        known = {id(i.handle) for i in self.inputs}
+        for key in values:
+            if id(key) not in known:
+                names = ", ".join(i.name for i in self.inputs) or "none"
+                raise InputError(f"solve(values): {key} is not a parameter of this program; its parameters are: {names}.")
+        given = {}
+        for i in self.inputs:
+            value = values[i.handle] if i.handle in values else i.handle.value
+            if value is None:
+                raise InputError(f"solve(values): parameter '{i.name}' has no value; pass values={{{i.name}: …}} or set its .value.")
+            try:
+                array = np.asarray(value, dtype=float)
+            except (TypeError, ValueError):
+                raise InputError(f"solve(values): parameter '{i.name}' needs real numbers, got {type(value).__name__}.") from None
+            if array.shape != i.shape:
+                raise InputError(f"solve(values): parameter '{i.name}' has shape {i.shape}, but its value has shape {array.shape}.")
+            given[i.handle] = array
+        return given
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Program:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.rebuild
+
+
+def _item(value: np.ndarray, i: int, ndim: int) -> np.ndarray:
+    return value[i] if value.ndim > ndim else value

@@ -1,0 +1,1 @@
+"""Front ends: one file per modelling language, which never import each other."""

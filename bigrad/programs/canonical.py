@@ -1,0 +1,182 @@
+"""From one CVXPY level to affine maps of its data: the only module that knows CVXPY's canonicalisation.
+
+A level `minimize f subject to constraints` becomes `1/2 u'Pu + q'u + d` with rows `A u <= b` or `A u == b`, every block affine in the
+inputs. CVXPY writes a square of an affine expression with an auxiliary variable t == Tz + l; those are
+eliminated here, so that the level keeps the size its author gave it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cvxpy as cp
+import numpy as np
+import scipy.sparse as sp
+from cvxpy.atoms.affine.binary_operators import MulExpression, multiply
+from cvxpy.atoms.elementwise.power import Power, PowerApprox
+from cvxpy.atoms.quad_form import QuadForm
+from cvxpy.atoms.quad_over_lin import quad_over_lin
+from cvxpy.reductions.dcp2cone.cone_matrix_stuffing import ConeMatrixStuffing, ParamConeProg
+from cvxpy.reductions.dcp2cone.dcp2cone import Dcp2Cone
+from cvxpy.utilities import scopes
+
+from bigrad.affine import Affine
+from bigrad.solution import DeclarationError
+
+LINEAR_CONES = (cp.constraints.zero.Zero, cp.constraints.nonpos.NonNeg)
+
+
+@dataclass(frozen=True, eq=False)
+class Level:
+    """One canonicalised level in u = (z, t), t = T z + l: `1/2 u'Pu + q'u + d`, `A z == b` in the first `equalities` rows, then `A z <= b`.
+
+    `offsets` gives the position in z of each variable by CVXPY id; the caller's come first, in the caller's order, then auxiliaries.
+    """
+
+    offsets: dict[int, int]
+    size: int
+    equalities: int
+    P: Affine
+    q: Affine
+    d: Affine
+    T: Affine
+    l: Affine  # noqa: E741
+    A: Affine
+    b: Affine
+
+
+def cones_beyond_linear(program: ParamConeProg) -> list[str]:
+    """Names of the cones in the program that are neither equalities nor inequalities."""
+    return sorted({type(c).__name__ for c in program.constraints if not isinstance(c, LINEAR_CONES)})
+
+
+def stuff(objective: cp.Expression, constraints: Sequence[cp.Constraint]) -> ParamConeProg:
+    """CVXPY's own parametrised cone program for `minimize objective`, quadratic terms kept, curvature taken on trust."""
+    with scopes.quad_form_dpp_scope():
+        reduction = Dcp2Cone(quad_obj=True)
+        goal, rows = reduction.canonicalize_tree(cp.Minimize(objective), True)
+        for constraint in constraints:
+            row, extra = reduction.canonicalize_tree(constraint, False)
+            rows += [*extra, row]
+        return ConeMatrixStuffing(quad_obj=True).apply(cp.Problem(goal, rows))[0]
+
+
+def level(program: ParamConeProg, variables: Sequence[cp.Variable], inputs: Sequence[cp.Parameter]) -> Level:
+    """The affine maps of a stuffed linear-quadratic level, auxiliary squares eliminated."""
+    n, rows = program.x.size, program.constr_size
+    position = {parameter.id: k for k, parameter in enumerate(inputs)}
+    objective, linear, matrix = (_split(t, program, position) for t in (program.P, program.q, program.A))
+    own = [np.arange(program.var_id_to_col[v.id], program.var_id_to_col[v.id] + v.size) for v in variables if v.id in program.var_id_to_col]
+    known = np.concatenate([*own, np.zeros(0, int)]).astype(int)
+    spare = np.setdiff1d(np.arange(n), known)
+    equalities = program.cone_dims.zero
+    out, by = _definitions(sp.coo_array(program.A), rows, equalities, spare)
+    kept = np.concatenate([known, np.setdiff1d(spare, out)])
+    others = np.setdiff1d(np.arange(rows), by)
+    order = np.concatenate([kept, out])
+
+    pivot = matrix.base[by + rows * out]
+    T = matrix.rows((by[:, None] + rows * kept).ravel(), (len(out), len(kept))).scaled(np.repeat(-1 / pivot, len(kept)))
+    grid = (order[:, None] + n * order).ravel()
+    flipped = (order + n * order[:, None]).ravel()
+    P = _mean(objective.rows(grid, (n, n)), objective.rows(flipped, (n, n)))
+    starts = np.cumsum([0, *(v.size for v in variables if v.id in program.var_id_to_col)])
+    offsets = {v.id: int(s) for v, s in zip((v for v in variables if v.id in program.var_id_to_col), starts, strict=False)}
+    where = {int(c): i for i, c in enumerate(kept)}
+    offsets |= {i: where[c] for i, c in program.var_id_to_col.items() if i not in offsets and c in where}
+    return Level(
+        offsets=offsets,
+        size=len(kept),
+        equalities=equalities - len(by),
+        P=P,
+        q=linear.rows(order, (n,)),
+        d=linear.rows(np.array([n]), ()),
+        T=T,
+        l=matrix.rows(by + rows * n, (len(out),)).scaled(-1 / pivot),
+        A=matrix.rows((others[:, None] + rows * kept).ravel(), (len(others), len(kept))).scaled(np.full(len(others) * len(kept), -1.0)),
+        b=matrix.rows(others + rows * n, (len(others),)),
+    )
+
+
+def _split(tensor: sp.csc_array, program: ParamConeProg, position: dict[int, int]) -> Affine:
+    """CVXPY's tensor (entries by parameter values and a constant) as an affine map."""
+    tensor = sp.csc_array(tensor)
+    base = tensor[:, [tensor.shape[1] - 1]].toarray().ravel()
+    terms = {}
+    for parameter, column in program.param_id_to_col.items():
+        if parameter in position:
+            block = sp.csr_array(tensor[:, column : column + program.param_id_to_size[parameter]])
+            block.eliminate_zeros()
+            if block.nnz:
+                terms[position[parameter]] = block
+    return Affine(base.shape, base, terms)
+
+
+def _mean(a: Affine, b: Affine) -> Affine:
+    terms = {k: sp.csr_array((a.terms.get(k, 0 * b.terms[k] if k in b.terms else 0) + b.terms.get(k, 0 * a.terms[k] if k in a.terms else 0)) / 2) for k in {*a.terms, *b.terms}}
+    return Affine(a.shape, (a.base + b.base) / 2, terms)
+
+
+def _definitions(A: sp.coo_array, rows: int, equalities: int, spare: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Auxiliary columns that stand in a single row, an equality, with a constant coefficient: (columns, their rows)."""
+    entry, parameter = A.coords
+    live = A.data != 0
+    entry, parameter = entry[live], parameter[live]
+    row, column = entry % rows if rows else entry, entry // rows if rows else entry
+    picked, used, out = np.isin(column, spare), set(), []
+    for c in np.unique(column[picked]):
+        here = column == c
+        r = np.unique(row[here])
+        if len(r) == 1 and r[0] < equalities and r[0] not in used and (parameter[here] == A.shape[1] - 1).all():
+            used.add(r[0])
+            out.append((int(c), int(r[0])))
+    pairs = np.array(out, dtype=int).reshape(-1, 2)
+    return pairs[:, 0], pairs[:, 1]
+
+
+def terms(expression: cp.Expression) -> list[cp.Expression]:
+    """The summands of an expression, signs and constant scalar factors pushed inwards."""
+    if isinstance(expression, cp.atoms.affine.add_expr.AddExpression):
+        return [t for arg in expression.args for t in terms(arg)]
+    if isinstance(expression, cp.atoms.affine.unary_operators.NegExpression):
+        return [-t for t in terms(expression.args[0])]
+    if isinstance(expression, multiply) and expression.args[0].is_constant() and expression.args[0].ndim == 0:
+        return [cp.multiply(expression.args[0], t) for t in terms(expression.args[1])]
+    return [expression]
+
+
+def is_quadratic(expression: cp.Expression) -> bool:
+    """Whether every path from the root to a variable is affine, then at most one square or product of affine expressions."""
+    if expression.is_constant() or (not expression.parameters() and expression.is_affine()):
+        return True
+    if isinstance(expression, multiply | MulExpression):
+        a, b = expression.args
+        if a.is_constant() or b.is_constant():
+            return is_quadratic(b if a.is_constant() else a)
+        return a.is_affine() and b.is_affine()
+    if isinstance(expression, Power | PowerApprox):
+        return expression.args[0].is_affine() and float(expression.p.value) in (1.0, 2.0)
+    if isinstance(expression, quad_over_lin):
+        return expression.args[0].is_affine() and expression.args[1].is_constant()
+    if isinstance(expression, QuadForm):
+        return expression.args[0].is_affine()
+    affine_atom = isinstance(expression, cp.atoms.affine.affine_atom.AffAtom)
+    return expression.is_affine() or (affine_atom and all(is_quadratic(a) for a in expression.args))
+
+
+def without_products(expression: cp.Expression) -> cp.Expression:
+    """Write products of two affine expressions in variables as differences of squares: ab = ((a+b)^2 - (a-b)^2) / 4."""
+    if not expression.args or not expression.variables():
+        return expression
+    if isinstance(expression, multiply | MulExpression) and all(arg.variables() for arg in expression.args):
+        a, b = expression.args
+        if isinstance(expression, multiply) or a.is_scalar() or b.is_scalar():
+            return (cp.square(a + b) - cp.square(a - b)) / 4
+        if a.ndim <= 1 and b.ndim <= 1:
+            return (cp.sum_squares(a + b) - cp.sum_squares(a - b)) / 4
+        raise DeclarationError(
+            f"The upper objective has the matrix product {expression}, both sides with variables. Write it as a sum of products "
+            "of vectors, for example cp.sum(cp.multiply(a, b))."
+        )
+    return expression.copy([without_products(arg) for arg in expression.args])

@@ -1,0 +1,187 @@
+"""A bilevel quadratic program as arrays: its data at given inputs, its KKT matrix, its residual. Pure functions.
+
+    min over x, y of  1/2 z'Qz + c'z + c0,  z = (x, y),   G z <= g,  E z == e
+    y in argmin of    1/2 y'Py + (Cx + p)'y,   Ay + Bx <= b,  Hy + Kx == h
+
+The follower's optimality conditions, with multipliers lam >= 0 and nu, make this a program in v = (x, y, lam, nu) with the
+complementarity pairs (lam_i, s_i), s = b - Ay - Bx. On one side of every pair it is an ordinary quadratic program, with Lagrangian
+
+    F(z) + sigma'(Cx + Py + p + A'lam + H'nu) - kappa's + eta'(Hy + Kx - h) + gamma'(Gz - g) + eps'(Ez - e) - tau'lam.
+
+Stationarity in lam gives tau = A sigma, so (v, sigma, kappa, eta, gamma, eps) is the whole unknown w. Arrays are numpy or torch, each
+with or without a leading batch dimension.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import NamedTuple
+
+import numpy as np
+
+from bigrad.affine import Affine, Array, dot, mv, namespace
+
+
+class Data(NamedTuple):
+    """Arrays of a bilevel quadratic program, named as in the module's formula; (batch, ...) or without a batch."""
+
+    Q: Array
+    c: Array
+    c0: Array
+    G: Array
+    g: Array
+    E: Array
+    e: Array
+    P: Array
+    C: Array
+    p: Array
+    A: Array
+    B: Array
+    b: Array
+    H: Array
+    K: Array
+    h: Array
+
+    def pick(self, items: Array) -> Data:
+        """The data of some items; blocks without a batch stay as they are and serve all."""
+        return Data(*(b[items] if b.ndim > r else b for b, r in zip(self, RANKS, strict=True)))
+
+
+RANKS = (2, 1, 0, 2, 1, 2, 1, 2, 2, 1, 2, 2, 1, 2, 2, 1)
+"""Dimensions of each block of Data without a batch."""
+
+
+class Sizes(NamedTuple):
+    """Numbers of leader and follower variables, pairs, follower equalities, upper inequalities, upper equalities."""
+
+    x: int
+    y: int
+    pairs: int
+    equalities: int
+    upper: int
+    upper_equalities: int
+
+    @property
+    def primal(self) -> int:
+        """Length of v = (x, y, lam, nu)."""
+        return sum(self[:4])
+
+    @property
+    def blocks(self) -> list[slice]:
+        """Slices of w = (x, y, lam, nu, sigma, kappa, eta, gamma, eps)."""
+        ends = np.cumsum([0, *self[:4], self.y, *self[2:]])
+        return [slice(int(a), int(b)) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+
+
+@dataclass(frozen=True, eq=False)
+class Maps:
+    """Affine maps from the inputs to the blocks, squares of affine expressions still factored.
+
+    Upper level: 1/2 u'Qu + c'u + d with u = (z, T z + l). Lower: 1/2 u'Pu + (p + Wx)'u with u = (y, U y + V x + m).
+    """
+
+    Q: Affine
+    c: Affine
+    d: Affine
+    T: Affine
+    l: Affine  # noqa: E741
+    G: Affine
+    g: Affine
+    E: Affine
+    e: Affine
+    P: Affine
+    p: Affine
+    W: Affine
+    U: Affine
+    V: Affine
+    m: Affine
+    A: Affine
+    B: Affine
+    b: Affine
+    H: Affine
+    K: Affine
+    h: Affine
+
+    @property
+    def sizes(self) -> Sizes:
+        """The program's dimensions."""
+        (pairs, y), x = self.A.shape, self.B.shape[1]
+        return Sizes(x, y, pairs, self.H.shape[0], self.G.shape[0], self.E.shape[0])
+
+    def __call__(self, theta: tuple[Array, ...]) -> Data:
+        """The data at flattened inputs `theta[k]` of shape (size_k,) or (batch, size_k)."""
+        at = {f.name: getattr(self, f.name)(theta) for f in fields(self)}
+        Q, c, c0, _ = _collapse(at["Q"], at["c"], at["d"], at["T"], at["l"])
+        P, p, _, weight = _collapse(at["P"], at["p"], 0.0, at["U"], at["m"])
+        y = P.shape[-1]
+        C = at["W"][..., :y, :] + at["U"].mT @ at["W"][..., y:, :] + weight @ at["V"]
+        rest = {k: at[k] for k in ("G", "g", "E", "e", "A", "B", "b", "H", "K", "h")}
+        return Data(Q=Q, c=c, c0=c0, P=P, C=C, p=p, **rest)
+
+
+def _collapse(P: Array, q: Array, d: Array, T: Array, m: Array) -> tuple[Array, Array, Array, Array]:
+    """Substitute t = T z + m in 1/2 u'Pu + q'u + d, u = (z, t). Also returns the weight by which m enters the linear term."""
+    n = T.shape[-1]
+    Pzz, Pzt, Ptt = P[..., :n, :n], P[..., :n, n:], P[..., n:, n:]
+    cross, weight = Pzt @ T, Pzt + T.mT @ Ptt
+    return (
+        Pzz + cross + cross.mT + T.mT @ Ptt @ T,
+        q[..., :n] + mv(T.mT, q[..., n:]) + mv(weight, m),
+        d + dot(q[..., n:], m) + dot(mv(Ptt, m), m) / 2,
+        weight,
+    )
+
+
+def stack(a: Array, b: Array) -> Array:
+    """Rows of a above rows of b, with or without a batch."""
+    xp = namespace(a)
+    lead = xp.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    return xp.concatenate([xp.broadcast_to(m, (*lead, *m.shape[-2:])) for m in (a, b)], -2)
+
+
+def value(data: Data, z: Array) -> Array:
+    """Upper objective at z = (x, y), minimised sense, shape (batch,)."""
+    return dot(mv(data.Q, z), z) / 2 + dot(data.c, z) + data.c0
+
+
+def residual(data: Data, sizes: Sizes, w: Array) -> Array:
+    """Gradient of the Lagrangian in w (tau left out): zero in every component that is free at a solution."""
+    x, y, lam, nu, sigma, kappa, eta, gamma, eps = (w[..., s] for s in sizes.blocks)
+    z = w[..., : sizes.x + sizes.y]
+    xp = namespace(w)
+    lower = xp.concatenate(
+        [
+            mv(data.C.mT, sigma) + mv(data.B.mT, kappa) + mv(data.K.mT, eta),
+            mv(data.P, sigma) + mv(data.A.mT, kappa) + mv(data.H.mT, eta),
+        ],
+        -1,
+    )
+    parts = [
+        mv(data.Q, z) + data.c + mv(data.G.mT, gamma) + mv(data.E.mT, eps) + lower,
+        mv(data.A, sigma),
+        mv(data.H, sigma),
+        mv(data.C, x) + mv(data.P, y) + data.p + mv(data.A.mT, lam) + mv(data.H.mT, nu),
+        mv(data.A, y) + mv(data.B, x) - data.b,
+        mv(data.H, y) + mv(data.K, x) - data.h,
+        mv(data.G, z) - data.g,
+        mv(data.E, z) - data.e,
+    ]
+    return xp.concatenate(parts, -1)
+
+
+def kkt(data: Data, sizes: Sizes, batch: int) -> tuple[Array, Array]:
+    """The symmetric matrix M and right-hand side r with residual(w) = M w - r, of shapes (batch, n, n) and (batch, n)."""
+    x, y, lam, nu, sigma, kappa, eta, gamma, eps = blocks = sizes.blocks
+    z = slice(0, sizes.x + sizes.y)
+    matrix = namespace(data.P).zeros((batch, eps.stop, eps.stop), dtype=data.P.dtype, device=data.P.device)
+    matrix[:, z, z] = data.Q
+    for row, column, block in (
+        (sigma, x, data.C), (sigma, y, data.P), (sigma, lam, data.A.mT), (sigma, nu, data.H.mT),
+        (kappa, x, data.B), (kappa, y, data.A), (eta, x, data.K), (eta, y, data.H), (gamma, z, data.G), (eps, z, data.E),
+    ):  # fmt: skip
+        matrix[:, row, column] = block
+        matrix[:, column, row] = block.mT
+    rhs = matrix[:, 0] * 0.0
+    for place, vector in zip((z, *blocks[4:]), (-data.c, -data.p, data.b, data.h, data.g, data.e), strict=True):
+        rhs[:, place] = vector
+    return matrix, rhs

@@ -1,0 +1,192 @@
+"""What a solve returns, and what it raises: Solution, Status (its values are sentences), Stats, and the exceptions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from enum import Enum
+from typing import Any
+
+import numpy as np
+
+
+class Status(Enum):
+    """How a solve ended. The value is a sentence for a person; `ok` says whether there is a usable point."""
+
+    GLOBAL = "Global optimum: no bilevel-feasible point has a better upper objective."
+    LOCAL = "Local optimum: strongly stationary; a better one elsewhere is not excluded."
+    STATIONARY = (
+        "Stationary on its own piece only: no multipliers of the right signs were found at a biactive pair, so descent "
+        "across that kink is not excluded."
+    )
+    INEXACT = "A bilevel-feasible point whose optimality conditions hold only loosely; read stats.residual."
+    NOT_FOUND = "No bilevel-feasible point was found, and none is proven not to exist; try more starts."
+    INFEASIBLE_LOWER = "Infeasible follower: no leader decision leaves the follower a feasible answer."
+    INFEASIBLE_UPPER = (
+        "Infeasible leader: no follower-feasible point satisfies the upper constraints, so no bilevel solution exists."
+    )
+    UNBOUNDED_LOWER = "Unbounded follower: its objective has no minimum for any leader decision."
+    UNBOUNDED_UPPER = "Unbounded leader: the upper objective improves without limit over bilevel-feasible points."
+    NONCONVEX_LOWER = "The lower level is not convex at these parameter values, so its optimality conditions do not decide it."
+    INVALID_INPUT = "A parameter value is NaN or infinite, or breaks the sign that its Parameter declares."
+    ITERATION_LIMIT = "The iteration limit was reached before a stationary point; raise max_iterations."
+    TIME_LIMIT = "The time limit was reached before a stationary point; raise time_limit."
+    FAILED = "The numerical solver broke down on this instance; rescale the data or try another solver."
+
+    @property
+    def ok(self) -> bool:
+        """Whether the Solution holds a bilevel-feasible, stationary point."""
+        return self in (Status.GLOBAL, Status.LOCAL, Status.STATIONARY, Status.INEXACT)
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Measurements of one solve; quantities are in the units of the user's own model.
+
+    residual: largest violation of the KKT conditions of the bilevel program's reformulation, absolute, scaled by 1 + |data|.
+    violation: largest violation of any constraint of either level, the follower's stationarity included.
+    biactive: number of complementarity pairs with both the multiplier and the slack at zero.
+    degenerate: number of active constraints or biactive sides whose own multiplier is zero (a kink: one-sided derivatives differ).
+    strongly_stationary: multipliers of the right sign exist at every biactive pair, so the point is a local optimum.
+    singular: the KKT matrix at the solution's active set is singular; the gradient is then the minimum-norm one.
+    follower_gap: the follower's objective here minus its optimum given x, from an independent re-solve; None if not asked.
+    bound: best proven bound on the upper objective, in the user's sense; None if none is known.
+    """
+
+    solver: str = ""
+    starts: int = 0
+    iterations: int = 0
+    seconds: float = 0.0
+    residual: float = np.inf
+    violation: float = np.inf
+    biactive: int = 0
+    degenerate: int = 0
+    strongly_stationary: bool = False
+    singular: bool = False
+    follower_gap: float | None = None
+    bound: float | None = None
+
+    def with_gap(self, gap: float) -> Stats:
+        """These stats with the follower's gap filled in."""
+        return replace(self, follower_gap=gap)
+
+
+@dataclass(frozen=True, eq=False)
+class Point:
+    """What a later solve may start from: z = (x, y), and for each complementarity pair whether it is on the side slack = 0."""
+
+    z: np.ndarray
+    tight: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """A solved batch as arrays, one row an item: what solvers return and gradient rules read.
+
+    z: (batch, size) values of x then y. w: all unknowns and multipliers of the program's reformulation, in the order of the form
+    that was solved (`smooth` or quadratic); free: which of them were not held at zero. tight: (batch, pairs), the side of each pair.
+    value and bound: upper objective, minimised. The other arrays are the fields of Stats.
+    """
+
+    solver: str
+    smooth: bool
+    status: np.ndarray
+    z: np.ndarray
+    w: np.ndarray
+    free: np.ndarray
+    tight: np.ndarray
+    value: np.ndarray
+    bound: np.ndarray
+    starts: np.ndarray
+    iterations: np.ndarray
+    residual: np.ndarray
+    violation: np.ndarray
+    biactive: np.ndarray
+    degenerate: np.ndarray
+    strongly_stationary: np.ndarray
+    singular: np.ndarray
+    seconds: np.ndarray
+
+    @staticmethod
+    def join(parts: Sequence[Outcome]) -> Outcome:
+        """Outcomes of consecutive parts of a batch as one."""
+        arrays = {f.name: [getattr(p, f.name) for p in parts] for f in fields(Outcome)}
+        joined = {k: np.concatenate(v) if isinstance(v[0], np.ndarray) else v[0] for k, v in arrays.items()}
+        return Outcome(**joined)
+
+    @property
+    def ok(self) -> np.ndarray:
+        """Which items hold a usable point, bool (batch,)."""
+        return np.array([s.ok for s in self.status], dtype=bool)
+
+    def stats(self, i: int, sign: float) -> Stats:
+        """The Stats of item i; `sign` is -1 where the leader maximises."""
+        return Stats(
+            solver=self.solver,
+            starts=int(self.starts[i]),
+            iterations=int(self.iterations[i]),
+            seconds=float(self.seconds[i]),
+            residual=float(self.residual[i]),
+            violation=float(self.violation[i]),
+            biactive=int(self.biactive[i]),
+            degenerate=int(self.degenerate[i]),
+            strongly_stationary=bool(self.strongly_stationary[i]),
+            singular=bool(self.singular[i]),
+            bound=sign * float(self.bound[i]) if np.isfinite(self.bound[i]) else None,
+        )
+
+    def point(self, i: int) -> Point | None:
+        """Where a later solve may start from; None for an item that failed."""
+        return Point(self.z[i], self.tight[i]) if self.status[i].ok else None
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """A frozen result: `solution[x]` is the value of variable x, NaN where the status is not ok.
+
+    value: upper objective in the user's own sense. lower_value: lower objective in the user's own sense.
+    point: where a later solve may start from; None where the status is not ok.
+    """
+
+    status: Status
+    value: float
+    lower_value: float
+    stats: Stats
+    values: Mapping[Any, np.ndarray] = field(repr=False)
+    point: Point | None = field(default=None, repr=False)
+
+    def __getitem__(self, variable: Any) -> np.ndarray:
+        """Value of one of the program's variables, in its own shape."""
+        try:
+            return self.values[variable]
+        except KeyError:
+            known = ", ".join(str(v) for v in self.values)
+            raise KeyError(f"{variable} is not a variable of this program, which has {known}.") from None
+
+
+class BigradError(Exception):
+    """Every exception that bigrad raises on purpose."""
+
+
+class DeclarationError(BigradError, ValueError):
+    """A program was declared that cannot mean what it says; the message says what to change."""
+
+
+class InputError(BigradError, ValueError):
+    """A value handed to a program or layer has the wrong name, shape, type or sign."""
+
+
+class CapabilityError(BigradError, TypeError):
+    """The chosen solver or gradient rule cannot handle this program; the message names those that can."""
+
+
+class SingularWarning(UserWarning):
+    """A gradient was asked for where the solution is not unique; the minimum-norm choice was returned."""
+
+
+class SolveError(BigradError, RuntimeError):
+    """Items of a batch could not be solved. `failures` maps the index in the batch to its Status."""
+
+    def __init__(self, message: str, failures: Mapping[int, Status]):
+        super().__init__(message)
+        self.failures = dict(failures)

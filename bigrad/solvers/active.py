@@ -1,0 +1,110 @@
+"""From a point and the sides of its pairs to a settled answer: polish on the active set, classify kinks, measure residuals.
+
+The polish is one solve with the KKT matrix at the active set, the same matrix that the gradient uses; it takes a
+solver's 1e-9 to machine precision. At a biactive pair (multiplier and slack both zero) the side that the solver held stays
+held, and the other side is held too if its own multiplier is positive. A weakly active constraint (multiplier zero) is left free.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from bigrad.affine import mv
+from bigrad.linear import solve_free
+from bigrad.quadratic import Data, Sizes, kkt
+
+TOUCH = 1e-7
+"""A slack or multiplier below this, relative to 1 + the largest value of its kind, counts as zero."""
+
+
+@dataclass(frozen=True, eq=False)
+class Settled:
+    """Arrays over the batch: polished w, its free mask, the sides, and the measurements that Stats reports."""
+
+    w: np.ndarray
+    free: np.ndarray
+    residual: np.ndarray
+    violation: np.ndarray
+    biactive: np.ndarray
+    degenerate: np.ndarray
+    strongly_stationary: np.ndarray
+    second_order: np.ndarray
+    singular: np.ndarray
+
+
+def settle(data: Data, sizes: Sizes, w: np.ndarray, tight: np.ndarray, *, convex: bool) -> Settled:
+    """Polish and classify w (batch, unknowns) with pairs on the sides `tight` (batch, pairs).
+
+    convex: the upper objective is convex, so stationarity is enough; else the curvature on the active set is checked.
+    """
+    matrix, rhs = kkt(data, sizes, len(w))
+    free = _free(matrix, rhs, sizes, w, tight)
+    polished, singular = solve_free(matrix, free, rhs)
+    before, after = (_measure(matrix, rhs, sizes, u, free) for u in (w, polished))
+    better = np.maximum(after[0], after[1]) <= np.maximum(before[0], before[1])
+    w = np.where(better[:, None], polished, w)
+    residual, violation = (np.where(better, a, b) for a, b in zip(after, before, strict=True))
+    biactive, degenerate, strong = _kinks(matrix, rhs, sizes, w, free)
+    flat = np.ones(len(w), bool) if convex else _curved(matrix, free, sizes)
+    return Settled(w, free, residual, violation, biactive, degenerate, strong, flat, singular)
+
+
+def _slacks(matrix: np.ndarray, rhs: np.ndarray, sizes: Sizes, w: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Slack and multiplier of the pairs (lam, s), multipliers of their two sides (tau, kappa), slack and multiplier of the upper rows."""
+    _, _, lam, _, _, kappa, _, gamma, _ = sizes.blocks
+    pull = mv(matrix, w) - rhs
+    return w[:, lam], -pull[:, kappa], pull[:, lam], w[:, kappa], -pull[:, gamma], w[:, gamma]
+
+
+def near_zero(values: np.ndarray) -> np.ndarray:
+    """The threshold below which entries of a batch of vectors count as zero, (batch, 1)."""
+    return TOUCH * (1 + abs(values).max(-1, keepdims=True, initial=0.0))
+
+
+def _free(matrix: np.ndarray, rhs: np.ndarray, sizes: Sizes, w: np.ndarray, tight: np.ndarray) -> np.ndarray:
+    lam, s, tau, kappa, gap, gamma = _slacks(matrix, rhs, sizes, w)
+    both = (lam <= near_zero(lam)) & (s <= near_zero(s))
+    free = np.ones(w.shape, bool)
+    _, _, at_lam, _, _, at_kappa, _, at_gamma, _ = sizes.blocks
+    free[:, at_kappa] = tight | (both & (kappa > near_zero(kappa)))
+    free[:, at_lam] = tight & ~(both & (tau > near_zero(tau)))
+    free[:, at_gamma] = (gamma > near_zero(gamma)) & (gap <= 10 * near_zero(gap))
+    return free
+
+
+def _measure(matrix: np.ndarray, rhs: np.ndarray, sizes: Sizes, w: np.ndarray, free: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Largest stationarity residual in the free unknowns with wrong signs of multipliers, and largest violation of a constraint."""
+    lam, s, _, _, gap, gamma = _slacks(matrix, rhs, sizes, w)
+    pull = abs(mv(matrix, w) - rhs) * free
+    scale = 1 + abs(rhs).max(-1, initial=0.0)
+    m = sizes.primal
+    below = np.concatenate([-lam, -s, -gap, np.minimum(abs(lam), abs(s))], -1).max(-1, initial=0.0)
+    _, _, _, _, _, at_kappa, _, at_gamma, _ = sizes.blocks
+    rigid = np.ones(w.shape[1], bool)
+    rigid[at_kappa] = rigid[at_gamma] = rigid[:m] = False
+    equal = abs(mv(matrix, w) - rhs)[:, rigid].max(-1, initial=0.0)
+    dual = np.maximum(pull[:, :m].max(-1, initial=0.0), (-gamma).max(-1, initial=0.0))
+    return dual / scale, np.maximum(below, equal) / scale
+
+
+def _kinks(matrix: np.ndarray, rhs: np.ndarray, sizes: Sizes, w: np.ndarray, free: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Biactive pairs, constraints whose multiplier vanishes, and whether all biactive multipliers have the right sign."""
+    lam, s, tau, kappa, gap, gamma = _slacks(matrix, rhs, sizes, w)
+    both = (lam <= near_zero(lam)) & (s <= near_zero(s))
+    weak = both & ((tau <= near_zero(tau)) | (kappa <= near_zero(kappa)))
+    wrong = both & ((tau < -near_zero(tau)) | (kappa < -near_zero(kappa)))
+    idle = (gap <= near_zero(gap)) & (gamma <= near_zero(gamma))
+    return both.sum(-1), weak.sum(-1) + idle.sum(-1), ~wrong.any(-1)
+
+
+def _curved(matrix: np.ndarray, free: np.ndarray, sizes: Sizes) -> np.ndarray:
+    """Whether the objective curves upwards along the active set: the KKT matrix has no more negative eigenvalues than rows."""
+    m = sizes.primal
+    held = np.where(free[:, :, None] & free[:, None, :], matrix, 0.0)
+    spectrum = np.linalg.eigvalsh(held)
+    scale = abs(spectrum).max(-1, keepdims=True)
+    jacobian = held[:, m:, :m]
+    rank = np.linalg.matrix_rank(jacobian) if jacobian.size else np.zeros(len(free), int)
+    return (spectrum < -1e-9 * scale).sum(-1) <= rank

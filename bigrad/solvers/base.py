@@ -1,0 +1,38 @@
+"""The contract of a solver: frozen hyper-parameters, and a pure function from a program and its inputs to an Outcome."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import numpy as np
+
+from bigrad.affine import Array
+from bigrad.program import Program
+from bigrad.solution import Outcome, Point
+
+
+class AbstractSolver(ABC):
+    """How the forward pass is computed. Subclasses are final, frozen dataclasses of hyper-parameters."""
+
+    @abstractmethod
+    def accepts(self, program: Program) -> str | None:
+        """None, or the sentence that says why this solver cannot take the program and which can."""
+
+    @abstractmethod
+    def solve(
+        self, program: Program, theta: tuple[np.ndarray, ...], warm_start: Sequence[Point | None] | None = None
+    ) -> Outcome:
+        """Solve a batch: theta[k] is input k flattened, (size,) or (batch, size). Failures are statuses, never exceptions.
+
+        warm_start: one Point per item, or None for an item that has none.
+        """
+
+    @abstractmethod
+    def choose(self, program: Program) -> tuple[AbstractSolver, str]:
+        """The solver that would do the work for this program, and a sentence that says why."""
+
+
+def batch_size(theta: Sequence[Array]) -> int:
+    """The number of items of a batch; 1 where no input has a batch dimension."""
+    return max((len(t) for t in theta if t.ndim > 1), default=1)

@@ -1,0 +1,58 @@
+"""Branching over the sides of complementarity pairs, breadth first and a whole batch at once: proves an optimum, or finds it.
+
+A node holds some pairs tight, some loose, and asks of the others only that slack and multiplier be nonnegative: a convex quadratic
+program whose optimum bounds every piece below it. A node that cannot beat the best known piece is dropped; one whose solution is
+complementary is itself a piece; any other is split on its most violated pair. Bard and Moore, "A branch and bound algorithm for
+the bilevel programming problem", 1990.
+"""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from bigrad.affine import mv
+from bigrad.quadratic import value
+from bigrad.solvers.piece import INFEASIBLE
+from bigrad.solvers.search import GAIN, Search
+
+
+def branch(search: Search, items: np.ndarray, nodes: int, limit: float) -> np.ndarray:
+    """Improve the search's best pieces of these items with at most `nodes` relaxations each: which are proven, bool (batch,).
+
+    Proven: the whole tree was seen, so the best piece is the global optimum, and without any the program is infeasible.
+    Pieces met on the way enter the search's table. Stops when time.perf_counter() passes `limit`.
+    """
+    sizes, batch = search.sizes, search.solve.batch
+    proven, spent = np.zeros(batch, bool), np.zeros(batch, int)
+    proven[items] = True
+    tight = np.zeros((len(items), sizes.pairs), bool)
+    loose = tight.copy()
+    while len(items):
+        spent += np.bincount(items, minlength=batch)
+        over = spent > nodes if time.perf_counter() <= limit else spent > 0
+        proven[items[over[items]]] = False
+        keep = ~over[items]
+        items, tight, loose = items[keep], tight[keep], loose[keep]
+        if not len(items):
+            break
+        flag, w = search.solve.relaxed(items, tight, loose)
+        proven[items[(flag <= 0) & (flag != INFEASIBLE)]] = False
+        data = search.data.pick(items)
+        F = value(data, w[:, : sizes.x + sizes.y])
+        x, y, lam = (w[:, s] for s in sizes.blocks[:3])
+        slack = data.b - mv(data.A, y) - mv(data.B, x)
+        guess = np.where(loose, False, tight | (lam > slack))
+        open_ = flag > 0
+        search.descend(items[open_], guess[open_], 3, limit)
+        best = search.best()
+        bar = np.where(best >= 0, search.F[best], np.inf)[items]
+        clash = np.where(tight | loose, 0.0, np.minimum(np.maximum(lam, 0.0), np.maximum(slack, 0.0)))
+        split = open_ & ~(F >= np.where(np.isfinite(bar), bar - GAIN * (1 + abs(bar)), np.inf)) & ((~tight & ~loose).any(-1))
+        items, tight, loose, clash = items[split], tight[split], loose[split], clash[split]
+        pair = np.where(tight | loose, -1.0, clash).argmax(-1)
+        here = np.zeros(tight.shape, bool)
+        here[np.arange(len(items)), pair] = True
+        items, tight, loose = np.tile(items, 2), np.concatenate([tight | here, tight]), np.concatenate([loose, loose | here])
+    return proven

@@ -1,0 +1,197 @@
+"""Pieces: local search over the sides of the complementarity pairs, many starts and a whole batch at once.
+
+With every pair on a given side, a bilevel quadratic program with a convex upper level is one convex quadratic program. At its solution, a
+pair with slack and multiplier both zero lies on two pieces, and the sign of its other multiplier says whether the
+objective falls on the far side. Crossing such kinks never loses ground, for the point itself lies on both sides, and a search visits no
+piece twice, so it ends; where no sign is wrong the point is strongly stationary, hence a local optimum. A program with few
+pieces is solved by all of them, and its optimum is then global.
+After the decomposition of Luo, Pang and Ralph, "Mathematical Programs with Equilibrium Constraints", 1996, chapter 6.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from bigrad.parallel import thread_map
+from bigrad.program import Program
+from bigrad.quadratic import Data, Sizes, value
+from bigrad.solution import Outcome, Point, Status
+from bigrad.solvers.active import settle
+from bigrad.solvers.base import AbstractSolver, batch_size
+from bigrad.solvers.branch import branch
+from bigrad.solvers.diagnose import diagnose
+from bigrad.solvers.piece import INFEASIBLE, UNBOUNDED
+from bigrad.solvers.search import Search
+from bigrad.solvers.starts import answers, high_points
+
+EXACT = 1e-6
+"""A residual or violation above this makes an answer inexact."""
+PROVEN = 1e-7
+"""A value this close to the bound, relative to 1 + its size, is the optimum."""
+
+
+@dataclass(frozen=True)
+class Pieces(AbstractSolver):
+    """Solver for a lower QP or LP under a convex quadratic or linear upper level with linear constraints.
+
+    starts: local searches per item; the first starts from the high-point relaxation, the others from its random vertices. A warm-started
+    item has that one start alone, and is not branched on. nodes: relaxations per item that a branching search may then spend
+    to prove the optimum or find a better one; 0 for none. exhaustive: a program with at most this many pieces (2 to the number of
+    pairs) is solved by all of them instead, which proves its optimum. max_iterations: moves of one local search. time_limit: seconds
+    for the whole batch, or None. seed: of the random starts.
+    """
+
+    starts: int = 8
+    nodes: int = 64
+    exhaustive: int = 8
+    max_iterations: int = 200
+    time_limit: float | None = None
+    seed: int = 0
+
+    def accepts(self, program: Program) -> str | None:
+        """Refuses programs that are not quadratic, or whose upper level is not convex."""
+        if program.quadratic is None:
+            return f"Pieces() needs linear constraints and a quadratic upper objective, but {program.why_not_quadratic}. Use Relaxation()."
+        if not program.convex:
+            return "Pieces() needs a convex upper objective, and this one is not convex in (x, y) together. Use Relaxation()."
+        return None
+
+    def choose(self, program: Program) -> tuple[AbstractSolver, str]:
+        """Itself."""
+        pairs = program.quadratic.sizes.pairs if program.quadratic else 0
+        if 2**pairs <= self.exhaustive:
+            return self, f"All {2**pairs} pieces are solved, so the optimum is global."
+        if self.nodes:
+            return self, f"A local search over pieces from {self.starts} starts, then branching with at most {self.nodes} nodes for a proof."
+        return self, f"A local search over pieces from {self.starts} starts; the best local optimum is returned."
+
+    def solve(
+        self, program: Program, theta: tuple[np.ndarray, ...], warm_start: Sequence[Point | None] | None = None
+    ) -> Outcome:
+        """Solve a batch; see AbstractSolver.solve."""
+        begun = time.perf_counter()
+        maps = program.quadratic
+        assert maps is not None
+        batch = batch_size(theta)
+        data = maps(tuple(np.where(np.isfinite(t), t, 0.0) for t in theta))
+        invalid = program.invalid(theta, batch) | _indefinite(data.Q, batch)
+        crooked = _indefinite(data.P, batch)
+        warm = [None] * batch if warm_start is None else list(warm_start)
+
+        def part(items: np.ndarray) -> Outcome:
+            some = [warm[i] for i in items]
+            return self._part(data.pick(items), maps.sizes, invalid[items], crooked[items], some, begun)
+
+        return Outcome.join(thread_map(part, batch, least=8))
+
+    def _part(
+        self, data: Data, sizes: Sizes, invalid: np.ndarray, crooked: np.ndarray, warm: list[Point | None], begun: float
+    ) -> Outcome:
+        batch = len(invalid)
+        limit = begun + (np.inf if self.time_limit is None else self.time_limit)
+        search = Search(data, sizes, batch)
+        skip = invalid | crooked
+        todo = np.flatnonzero(~skip)
+        starts, bound = np.zeros(batch, int), np.full(batch, -np.inf)
+        moving, proven = np.zeros(batch, bool), np.zeros(batch, bool)
+        exhaustive = 2**sizes.pairs <= self.exhaustive
+        if exhaustive:
+            sides = (np.arange(2**sizes.pairs)[:, None] >> np.arange(sizes.pairs)) % 2 == 1
+            search.visit(np.repeat(todo, len(sides)), np.tile(sides, (len(todo), 1)))
+            starts[todo] = len(sides)
+        else:
+            items, sides, bound = self._begin(data, sizes, skip, warm)
+            starts = np.bincount(items, minlength=batch)
+            moving = search.descend(items, sides, self.max_iterations, limit)
+            best = search.best()
+            F = np.where(best >= 0, search.F[best], np.inf)
+            doubt = np.flatnonzero(~skip & ~(np.isfinite(F) & (F <= bound + PROVEN * (1 + abs(F)))))
+            doubt = doubt[[warm[i] is None for i in doubt]]
+            proven = branch(search, doubt, self.nodes, limit)
+
+        best = search.best()
+        found = np.flatnonzero(best >= 0)
+        rows = best[found]
+        width, table = sizes.blocks[-1].stop, {}
+        settled = settle(data.pick(found), sizes, search.w[rows], search.tight[rows], convex=True)
+        for name, blank in (("w", np.full((batch, width), np.nan)), ("free", np.zeros((batch, width), bool)), *_MEASURES(batch)):
+            table[name] = blank
+            blank[found] = getattr(settled, name)
+        tight = np.zeros((batch, sizes.pairs), bool)
+        tight[found] = search.tight[rows]
+        z = table["w"][:, : sizes.x + sizes.y]
+        F = value(data, z)
+        broken = search.any_with((search.flag <= 0) & (search.flag != INFEASIBLE) & (search.flag != UNBOUNDED))
+        if exhaustive:
+            proven = ~broken
+        bound = np.where(proven, F, bound)
+        unbounded, late = search.any_with(search.flag == UNBOUNDED), time.perf_counter() > limit
+
+        def judge(i: int) -> Status:
+            if skip[i]:
+                return Status.INVALID_INPUT if invalid[i] else Status.NONCONVEX_LOWER
+            if unbounded[i]:
+                return Status.UNBOUNDED_UPPER
+            if best[i] < 0:
+                if late:
+                    return Status.TIME_LIMIT
+                verdict = diagnose(data.pick(i), sizes)
+                if verdict is Status.NOT_FOUND and (broken[i] or proven[i]):
+                    return Status.INFEASIBLE_UPPER if proven[i] else Status.FAILED
+                return verdict
+            if max(table["residual"][i], table["violation"][i]) > EXACT:
+                return Status.INEXACT
+            if F[i] <= bound[i] + PROVEN * (1 + abs(F[i])):
+                return Status.GLOBAL
+            if table["strongly_stationary"][i]:
+                return Status.LOCAL
+            return (Status.TIME_LIMIT if late else Status.ITERATION_LIMIT) if moving[i] else Status.STATIONARY
+
+        return Outcome(
+            solver="Pieces",
+            smooth=False,
+            status=np.array([judge(i) for i in range(batch)], dtype=object),
+            z=z,
+            tight=tight,
+            value=F,
+            bound=bound,
+            starts=starts,
+            iterations=np.bincount(search.item, minlength=batch),
+            seconds=np.full(batch, (time.perf_counter() - begun) / batch),
+            **table,
+        )
+
+    def _begin(self, data: Data, sizes: Sizes, skip: np.ndarray, warm: list[Point | None]) -> tuple[np.ndarray, ...]:
+        """Items and sides of the first pieces, and the proven bounds (batch,)."""
+        cold = np.array([w is None for w in warm]) & ~skip
+        hot = np.flatnonzero(~cold & ~skip)
+        items, bound = [hot], np.full(len(skip), -np.inf)
+        sides = [np.array([w.tight for w in (warm[i] for i in hot) if w is not None], bool).reshape(len(hot), sizes.pairs)]
+        if cold.any():
+            at = np.flatnonzero(cold)
+            some = data.pick(at)
+            z, bound[at] = high_points(some, sizes, len(at), self.starts, self.seed)
+            tight, valid = answers(some, sizes, z[..., : sizes.x])
+            items.append(at[np.nonzero(valid)[0]])
+            sides.append(tight[valid])
+        return np.concatenate(items), np.concatenate(sides), bound
+
+
+def _MEASURES(batch: int) -> list[tuple[str, np.ndarray]]:
+    return [
+        *((k, np.full(batch, np.nan)) for k in ("residual", "violation")),
+        *((k, np.zeros(batch, int)) for k in ("biactive", "degenerate")),
+        *((k, np.zeros(batch, bool)) for k in ("strongly_stationary", "singular")),
+    ]
+
+
+def _indefinite(matrix: np.ndarray, batch: int) -> np.ndarray:
+    """Items whose matrix has a clearly negative eigenvalue, bool (batch,)."""
+    if not matrix.shape[-1]:
+        return np.zeros(batch, bool)
+    spectrum = np.linalg.eigvalsh(matrix)
+    return np.broadcast_to(spectrum[..., 0] < -1e-8 * (1 + abs(spectrum).max(-1)), batch)

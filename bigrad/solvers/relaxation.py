@@ -1,0 +1,231 @@
+"""Relaxed complementarity: lam_i s_i <= t with t falling to zero, from several starts, then pieces until strongly stationary.
+
+Scholtes, "Convergence properties of a regularization scheme for mathematical programs with complementarity constraints", SIAM Journal on
+Optimization, 2001. The relaxed programs, whose last is nearly complementary, only propose the side of each pair; the program
+with every pair held on its side is then solved, and pairs whose multipliers ask for it change sides until none does, as in Pieces.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from bigrad.program import Program
+from bigrad.quadratic import Data
+from bigrad.solution import Outcome, Point, Status
+from bigrad.solvers import uno
+from bigrad.solvers.active import TOUCH
+from bigrad.solvers.base import AbstractSolver, batch_size
+from bigrad.solvers.stages import QuadraticSystem, Stages, State, System, answer
+from bigrad.solvers.verdict import Verdict, conclude, failed
+
+GAIN = 1e-9
+"""A point is better, or a bound is reached, by this much relative to 1 + the objective."""
+REACH = (1.0, 1e-1, 1e-2, 1e-3)
+"""Curvatures of the random objectives, in turn: they keep optima finite where the region is unbounded, at different distances."""
+
+
+@dataclass(frozen=True)
+class Relaxation(AbstractSolver):
+    """Solver for a lower QP or LP under any smooth upper level: nonconvex quadratic (price times demand), exponentials, logarithms.
+
+    Answers are local optima; more starts find better ones. starts: searches per item, the first from the high-point relaxation (both
+    levels' constraints, the leader's objective), the others from its optima for random objectives. steps: the bounds t on the products.
+    max_iterations: of Uno, for each of the programs solved. time_limit: seconds per item, or None. seed: of the random starts.
+    """
+
+    starts: int = 8
+    steps: tuple[float, ...] = (1e-1, 1e-3, 1e-6)
+    max_iterations: int = 300
+    time_limit: float | None = None
+    seed: int = 0
+
+    def accepts(self, program: Program) -> str | None:
+        """Every program declared in CVXPY is accepted."""
+        return None
+
+    def choose(self, program: Program) -> tuple[AbstractSolver, str]:
+        """Itself."""
+        kind = "quadratic" if program.quadratic else "smooth"
+        return self, f"A local search for a {kind} upper level from {self.starts} starts; the best local optimum is returned."
+
+    def solve(
+        self, program: Program, theta: tuple[np.ndarray, ...], warm_start: Sequence[Point | None] | None = None
+    ) -> Outcome:
+        """Solve a batch; see AbstractSolver.solve."""
+        batch = batch_size(theta)
+        invalid = program.invalid(theta, batch)
+        warm: list[Point | None] = [None] * batch if warm_start is None else list(warm_start)
+        warm = warm * batch if len(warm) == 1 else warm
+        verdicts = []
+        for i in range(batch):
+            if invalid[i]:
+                verdicts.append(failed(Status.INVALID_INPUT))
+                continue
+            with _system(program, tuple(t[i] if t.ndim > 1 else t for t in theta)) as system:
+                since = time.perf_counter()
+                verdict = self._item(program, system, warm[i])
+                verdicts.append(verdict._replace(seconds=time.perf_counter() - since))
+        return _outcome(program, verdicts)
+
+    def _item(self, program: Program, system: System, warm: Point | None) -> Verdict:
+        end = time.perf_counter() + (np.inf if self.time_limit is None else self.time_limit)
+        search = _Search(Stages(system, self.max_iterations, lambda: end - time.perf_counter()), self.steps)
+        convex = program.convex if program.quadratic else program.smooth.convex
+        rng = np.random.default_rng(self.seed)
+        size = system.layout.x + system.layout.y
+        bound, begun = -np.inf, 0
+        if warm is not None:
+            begun += 1
+            search.resume(warm)
+        top = search.origin
+        for k in range(self.starts if search.best is None else 0):
+            if search.late:
+                break
+            begun += 1
+            if k == 0:
+                top = search.stages.high_point(top)
+                search.iterations += top.iterations
+                if convex and top.status == uno.SUCCESS:
+                    bound = top.F
+                elif convex and top.status == uno.INFEASIBLE:
+                    break
+                first = top
+            else:
+                pull = rng.standard_normal(size)
+                first = search.stages.high_point(top if top.status == uno.SUCCESS else search.origin, pull, REACH[k % len(REACH)])
+                search.iterations += first.iterations
+            if first.status == uno.SUCCESS:
+                search.from_high_point(first)
+            if search.best is not None and search.best.F <= bound + GAIN * 10 * (1 + abs(bound)):
+                break
+        return conclude(search.stages, search, top, bound, begun, convex)
+
+
+class _Search:
+    """The best point so far, and how to look for better ones."""
+
+    def __init__(self, stages: Stages, steps: tuple[float, ...]):
+        self.stages, self.steps = stages, steps
+        self.origin = stages.start(stages.system.origin)
+        self.best: State | None = None
+        self.tight = np.zeros(stages.pairs, bool)
+        self.settled = False
+        self.iterations = 0
+        self.endings: set[str] = set()
+
+    @property
+    def late(self) -> bool:
+        """Whether the time is up."""
+        return self.stages.clock() <= 0
+
+    def resume(self, point: Point) -> None:
+        """Search from an earlier solution."""
+        v = self.origin.X[: self.stages.n].copy()
+        v[: len(point.z)] = point.z
+        answered = answer(self.stages.system, v)
+        if answered is not None:
+            answered[: len(point.z)] = point.z
+            self.descend(self.stages.start(answered), point.tight)
+
+    def from_high_point(self, point: State) -> None:
+        """Search from the follower's answer to the leader's part of a point."""
+        stages = self.stages
+        v = answer(stages.system, point.X[: stages.n])
+        if v is None:
+            return
+        state = stages.start(v)
+        tight = v[stages.lam] > TOUCH
+        for t in self.steps:
+            if self.late:
+                return
+            after = stages.relaxed(state, t)
+            self.iterations += after.iterations
+            if after.status != uno.SUCCESS:
+                break
+            state, tight = after, after.X[stages.lam] > after.X[stages.s]
+        if not self.descend(state, tight):
+            v = answer(stages.system, state.X[: stages.n])
+            if v is not None:
+                self.descend(stages.start(v), v[stages.lam] > TOUCH)
+
+    def descend(self, state: State, tight: np.ndarray) -> bool:
+        """Solve the piece and its neighbours across kinks until none is better; False if the first has no solution."""
+        here = self._piece(state, tight)
+        if here is None:
+            return False
+        settled = False
+        while not self.late:
+            wrong = self._wrong(here, tight)
+            order = np.argsort(-wrong, kind="stable")[: int((wrong > 0).sum())]
+            if not len(order):
+                settled = True
+                break
+            for turn in ([order] if len(order) > 1 else []) + [order[k : k + 1] for k in range(len(order))]:
+                other = tight.copy()
+                other[turn] = ~other[turn]
+                there = self._piece(here, other)
+                if there is not None and there.F < here.F - GAIN * (1 + abs(here.F)):
+                    here, tight = there, other
+                    break
+            else:
+                break
+        if self.best is None or here.F < self.best.F - GAIN * (1 + abs(self.best.F)):
+            self.best, self.tight, self.settled = here, tight, settled
+        return True
+
+    def _piece(self, state: State, tight: np.ndarray) -> State | None:
+        found = self.stages.piece(state, tight)
+        self.iterations += found.iterations
+        self.endings.add(found.status)
+        return found if found.status == uno.SUCCESS else None
+
+    def _wrong(self, state: State, tight: np.ndarray) -> np.ndarray:
+        """How strongly each biactive pair's other multiplier asks to cross to the other side; 0 where it does not."""
+        stages = self.stages
+        lam, s, kappa = state.X[stages.lam], state.X[stages.s], state.m[stages.kappa]
+        tau = stages.system.residual(np.r_[state.X[: stages.n], state.m])[stages.lam]
+        ask = np.where(tight, np.where(lam <= _near(lam), -kappa, 0.0), np.where(s <= _near(s), -tau, 0.0))
+        return np.where(ask > _near(np.r_[kappa, tau]), ask, 0.0)
+
+
+def _near(values: np.ndarray) -> float:
+    return TOUCH * (1 + abs(values).max(initial=0.0))
+
+
+@contextmanager
+def _system(program: Program, theta: tuple[np.ndarray, ...]) -> Iterator[System]:
+    """The program at one item's inputs."""
+    if program.quadratic is None:
+        with program.smooth.at(theta) as system:
+            yield system
+    else:
+        yield QuadraticSystem(Data(*program.quadratic(theta)), program.quadratic.sizes)
+
+
+def _outcome(program: Program, verdicts: list[Verdict]) -> Outcome:
+    layout = program.quadratic.sizes if program.quadratic else program.smooth.layout
+    width, size = layout.blocks[-1].stop, layout.x + layout.y
+
+    def stack(name: str, shape: tuple[int, ...], kind: type) -> np.ndarray:
+        blank = np.full(shape, np.nan) if kind is float else np.zeros(shape, kind)
+        return np.stack([blank if getattr(v, name) is None else getattr(v, name) for v in verdicts]).astype(kind)
+
+    w = stack("w", (width,), float)
+    scalars = {k: stack(k, (), float) for k in ("value", "bound", "residual", "violation", "seconds")}
+    scalars |= {k: stack(k, (), int) for k in ("starts", "iterations", "biactive", "degenerate")}
+    scalars |= {k: stack(k, (), bool) for k in ("strongly_stationary", "singular")}
+    return Outcome(
+        solver="Relaxation",
+        smooth=program.quadratic is None,
+        status=np.array([v.status for v in verdicts], dtype=object),
+        z=w[:, :size],
+        w=w,
+        free=stack("free", (width,), bool),
+        tight=stack("tight", (layout.pairs,), bool),
+        **scalars,
+    )

@@ -1,0 +1,255 @@
+"""A program with complementarity pairs at fixed inputs, and the ordinary smooth programs that a relaxation method cuts out of it.
+
+All stages have the variables (v, s), s the slacks of the pairs, and the rows r(v) plus the products lam_i s_i; a stage drops rows and holds variables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple, Protocol
+
+import daqp
+import numpy as np
+
+from bigrad.programs.bilinear import Pattern
+from bigrad.programs.smooth import Follower
+from bigrad.quadratic import Data, Sizes, kkt
+from bigrad.solvers.uno import Nlp, Optimum, minimise
+
+EQUALITY, LARGE = 5, 1e30
+Places = tuple[np.ndarray, np.ndarray]
+
+
+class System(Protocol):
+    """What a stage needs of a program at fixed inputs: bigrad.programs.smooth.System has the contract."""
+
+    layout: Any
+    low: np.ndarray
+    high: np.ndarray
+    origin: np.ndarray
+    bound_rows: np.ndarray
+    bound_columns: np.ndarray
+    jacobian_at: Places
+    hessian_at: Places
+
+    def objective(self, v: np.ndarray) -> float: ...  # noqa: D102
+    def gradient(self, v: np.ndarray) -> np.ndarray: ...  # noqa: D102
+    def rows(self, v: np.ndarray) -> np.ndarray: ...  # noqa: D102
+    def jacobian(self, v: np.ndarray) -> np.ndarray: ...  # noqa: D102
+    def hessian(self, v: np.ndarray, factor: float, m: np.ndarray) -> np.ndarray: ...  # noqa: D102
+    def matrix(self, w: np.ndarray) -> np.ndarray: ...  # noqa: D102
+    def residual(self, w: np.ndarray) -> np.ndarray: ...  # noqa: D102
+    def follower(self, x: np.ndarray) -> Follower: ...  # noqa: D102
+
+
+class QuadraticSystem:
+    """A bilevel quadratic program at fixed inputs, straight from its arrays: constant Jacobian, constant Hessian."""
+
+    def __init__(self, data: Data, sizes: Sizes):
+        self.data, self.layout = data, sizes
+        matrix, rhs = kkt(data, sizes, 1)
+        self._matrix, self._rhs = matrix[0], rhs[0]
+        m = sizes.primal
+        self._J = self._matrix[m:, :m]
+        self.jacobian_at = np.nonzero(self._J)
+        self._jacobian = self._J[self.jacobian_at]
+        lower = np.tril(self._matrix[:m, :m])
+        self.hessian_at = np.nonzero(lower)
+        self._hessian = lower[self.hessian_at]
+        self.low, self.high = np.full(m, -np.inf), np.full(m, np.inf)
+        self.low[sizes.blocks[2]] = 0.0
+        self.origin = np.zeros(m)
+        self.bound_rows = self.bound_columns = np.zeros(0, int)
+
+    def objective(self, v: np.ndarray) -> float:
+        """F(v)."""
+        n = self.layout.x + self.layout.y
+        z = v[:n]
+        return float(z @ (self._matrix[:n, :n] @ z) / 2 - self._rhs[:n] @ z + self.data.c0)
+
+    def gradient(self, v: np.ndarray) -> np.ndarray:
+        """Gradient of F."""
+        m = self.layout.primal
+        return self._matrix[:m, :m] @ v - self._rhs[:m]
+
+    def rows(self, v: np.ndarray) -> np.ndarray:
+        """All rows r(v)."""
+        return self._J @ v - self._rhs[self.layout.primal :]
+
+    def jacobian(self, v: np.ndarray) -> np.ndarray:
+        """Entries of the Jacobian of r."""
+        return self._jacobian
+
+    def hessian(self, v: np.ndarray, factor: float, m: np.ndarray) -> np.ndarray:
+        """Entries of the lower triangle of the Hessian of factor F + m'r."""
+        return factor * self._hessian
+
+    def matrix(self, w: np.ndarray) -> np.ndarray:
+        """Second derivatives of L."""
+        return self._matrix
+
+    def residual(self, w: np.ndarray) -> np.ndarray:
+        """Gradient of L."""
+        return self._matrix @ w - self._rhs
+
+    def follower(self, x: np.ndarray) -> Follower:
+        """The lower level at x."""
+        d = self.data
+        return Follower(d.P, d.C @ x + d.p, -d.A, d.b - d.B @ x, d.H, d.K @ x - d.h, len(x) + np.arange(self.layout.y))
+
+
+class State(NamedTuple):
+    """A point of a search: X = (v, s), multipliers m of all rows, the objective, and how the stage ended."""
+
+    X: np.ndarray
+    m: np.ndarray
+    F: float
+    status: str
+    iterations: int
+
+
+class Stages:
+    """The stages of one program at fixed inputs. `limit`: Uno's iterations a stage; `clock`: seconds left."""
+
+    def __init__(self, system: System, limit: int, clock: Callable[[], float]):
+        self.system, self.limit, self.clock = system, limit, clock
+        self.layout = layout = system.layout
+        self.n, self.pairs = layout.primal, layout.pairs
+        _, _, lam, nu, sigma, kappa, eta, gamma, eps = layout.blocks
+        self.count = eps.stop - self.n
+        self.lam = np.arange(lam.start, lam.stop)
+        self.s = self.n + np.arange(self.pairs)
+        self.multipliers = np.r_[self.lam, np.arange(nu.start, nu.stop)].astype(int)
+        self.sigma, self.kappa, self.gamma = (np.arange(b.start - self.n, b.stop - self.n) for b in (sigma, kappa, gamma))
+        products = self.count + np.arange(self.pairs)
+        self.low, self.high = np.r_[system.low, np.zeros(self.pairs)], np.r_[system.high, np.full(self.pairs, np.inf)]
+        self.row_low = np.zeros(self.count + self.pairs)
+        self.row_low[np.r_[self.gamma, products].astype(int)] = -np.inf
+        self.row_high = np.zeros(self.count + self.pairs)
+        self.live = np.ones(self.count + self.pairs, bool)
+        self.live[system.bound_rows] = False
+        at = system.jacobian_at
+        self.jacobian_at = Pattern.of(
+            np.r_[at[0], self.kappa, products, products].astype(int), np.r_[at[1], self.s, self.lam, self.s].astype(int)
+        )
+        at = system.hessian_at
+        self.hessian_at = Pattern.of(np.r_[at[0], self.s].astype(int), np.r_[at[1], self.lam].astype(int))
+
+    def start(self, v: np.ndarray) -> State:
+        """The state at v, slacks computed, multipliers zero."""
+        s = np.maximum(-self.system.rows(v)[self.kappa], 0.0)
+        return State(np.r_[v, s], np.zeros(self.count), np.nan, "", 0)
+
+    def relaxed(self, state: State, t: float) -> State:
+        """All products lam_i s_i at most t."""
+        high = self.row_high.copy()
+        high[self.count :] = t
+        return self._run(state, np.ones(self.n + self.pairs, bool), self.live, high, state.X)
+
+    def piece(self, state: State, tight: np.ndarray) -> State:
+        """Slack zero where tight, multiplier zero elsewhere."""
+        keep, X = np.ones(self.n + self.pairs, bool), state.X.copy()
+        for held in (self.s[tight], self.lam[~tight]):
+            keep[held], X[held] = False, 0.0
+        rows = self.live.copy()
+        rows[self.count :] = False
+        return self._run(state, keep, rows, self.row_high, X)
+
+    def high_point(self, state: State, pull: np.ndarray | None = None, reach: float = 0.0) -> State:
+        """The follower's optimality forgotten; with `pull`, for the objective pull'z + reach |z|^2 / 2 instead of the leader's."""
+        keep = np.ones(self.n + self.pairs, bool)
+        keep[self.multipliers] = False
+        rows = self.live.copy()
+        rows[self.sigma] = rows[self.count :] = False
+        return self._run(state, keep, rows, self.row_high, state.X, pull, reach)
+
+    def _run(
+        self, state: State, keep: np.ndarray, live: np.ndarray, row_high: np.ndarray, X: np.ndarray, pull: np.ndarray | None = None, reach: float = 0.0
+    ) -> State:
+        nlp = self._nlp(keep, live, row_high, X, pull, reach)
+        guess = np.r_[state.m, np.zeros(self.pairs)][live]
+        found = minimise(nlp, X[keep], guess, max_iterations=self.limit, time_limit=self.clock())
+        X = X.copy()
+        X[keep] = found.x
+        m = np.zeros(self.count + self.pairs)
+        m[live] = found.multipliers
+        bounds = np.zeros(self.n + self.pairs)
+        bounds[keep] = found.bounds
+        m = m[: self.count]
+        m[self.system.bound_rows] = abs(bounds[self.system.bound_columns])
+        return State(X, m, found.value, found.status, found.iterations)
+
+    def _nlp(self, keep: np.ndarray, live: np.ndarray, row_high: np.ndarray, X: np.ndarray, pull: np.ndarray | None, reach: float) -> Nlp:
+        system, n, count = self.system, self.n, self.count
+        at, row = np.cumsum(keep) - 1, np.cumsum(live) - 1
+        J, H = self.jacobian_at, self.hessian_at
+        jac = np.flatnonzero(live[J.rows] & keep[J.columns])
+        hes = np.flatnonzero(keep[H.rows] & keep[H.columns])
+        full, m = X.copy(), np.zeros(count + self.pairs)
+        ones = np.ones(self.pairs)
+
+        def point(short: np.ndarray) -> np.ndarray:
+            full[keep] = short
+            return full
+
+        def rows(short: np.ndarray) -> np.ndarray:
+            X = point(short)
+            r = system.rows(X[:n])
+            r[self.kappa] += X[self.s]
+            return np.concatenate([r, X[self.lam] * X[self.s]])[live]
+
+        def jacobian(short: np.ndarray) -> np.ndarray:
+            X = point(short)
+            return J(np.concatenate([system.jacobian(X[:n]), ones, X[self.s], X[self.lam]]))[jac]
+
+        def hessian(short: np.ndarray, factor: float, multipliers: np.ndarray) -> np.ndarray:
+            X = point(short)
+            m[live] = multipliers
+            return H(np.concatenate([system.hessian(X[:n], factor, m[:count]), m[count:]]))[hes]
+
+        nlp = Nlp(
+            low=self.low[keep], high=self.high[keep], row_low=self.row_low[live], row_high=row_high[live],
+            objective=lambda short: system.objective(point(short)[:n]),
+            gradient=lambda short: np.concatenate([system.gradient(point(short)[:n]), np.zeros(self.pairs)])[keep],
+            rows=rows, jacobian=jacobian, hessian=hessian,
+            jacobian_at=(row[J.rows[jac]], at[J.columns[jac]]), hessian_at=(at[H.rows[hes]], at[H.columns[hes]]),
+        )  # fmt: skip
+        return nlp if pull is None else _pulled(nlp, pull, reach, at, keep)
+
+
+def _pulled(nlp: Nlp, pull: np.ndarray, reach: float, at: np.ndarray, keep: np.ndarray) -> Nlp:
+    """The same region with the objective pull'z + reach |z|^2 / 2; the curvature of the rows is kept."""
+    size, width = len(pull), len(nlp.low)
+    both = Pattern.of(np.r_[nlp.hessian_at[0], np.arange(size)], np.r_[nlp.hessian_at[1], np.arange(size)])
+
+    def gradient(x: np.ndarray) -> np.ndarray:
+        return np.r_[pull + reach * x[:size], np.zeros(width - size)]
+
+    def hessian(x: np.ndarray, factor: float, m: np.ndarray) -> np.ndarray:
+        return both(np.r_[nlp.hessian(x, 0.0, m), np.full(size, factor * reach)])
+
+    return replace(
+        nlp, objective=lambda x: float(pull @ x[:size] + reach * (x[:size] @ x[:size]) / 2), gradient=gradient, hessian=hessian,
+        hessian_at=(both.rows, both.columns),
+    )  # fmt: skip
+
+
+def answer(system: System, v: np.ndarray) -> np.ndarray | None:
+    """v with the follower's variables and multipliers replaced by its answer to the leader's part; None if it has none."""
+    layout = system.layout
+    below = system.follower(v[: layout.x])
+    _, _, lam, nu, *_ = layout.blocks
+    pairs, equalities = layout.pairs, layout.equalities
+    rows = np.ascontiguousarray(np.concatenate([-below.A, below.H]))
+    top = np.r_[below.b, -below.h]
+    bottom = np.r_[np.full(pairs, -LARGE), -below.h]
+    sense = np.r_[np.zeros(pairs, np.int32), np.full(equalities, EQUALITY, np.int32)].astype(np.int32)
+    P = np.ascontiguousarray(below.P)
+    u, _, flag, info = daqp.solve(P, np.ascontiguousarray(below.q), rows, top, bottom, sense, primal_tol=1e-9)
+    if flag <= 0:
+        return None
+    out = v.copy()
+    out[below.at] = u
+    out[lam], out[nu] = np.maximum(info["lam"][:pairs], 0.0), info["lam"][pairs:]
+    return out

@@ -1,0 +1,131 @@
+"""A minimal driver of Uno (package `unopy`), a solver for smooth nonconvex programs with exact sparse derivatives.
+
+Vanaret and Leyffer, "Unifying nonlinearly constrained nonconvex optimization", 2024. Here: the filterSQP preset (a trust-region SQP method
+with a filter, quadratic subproblems by BQPD), which starts warm and ends on an active set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import unopy
+
+SUCCESS, LIMIT, TIME, UNBOUNDED, INFEASIBLE, BROKEN = "success", "iterations", "time", "unbounded", "infeasible", "broken"
+OPTIONS = {
+    "logger": "SILENT",
+    "print_solution": False,
+    "primal_tolerance": 1e-9,
+    "dual_tolerance": 1e-9,
+    "unbounded_objective_threshold": -1e12,
+}
+INFINITE = 1e15
+"""A point beyond this, along which the objective keeps falling, counts as unbounded."""
+
+
+@dataclass(frozen=True, eq=False)
+class Nlp:
+    """min objective(x) with low <= x <= high and row_low <= rows(x) <= row_high, all derivatives given.
+
+    jacobian and hessian return entries at the places `jacobian_at` and `hessian_at` = (rows, columns), each once, of the second the lower
+    triangle; hessian(x, factor, multipliers) is that of factor * objective + multipliers'rows. quadratic: a quadratic program.
+    """
+
+    low: np.ndarray
+    high: np.ndarray
+    row_low: np.ndarray
+    row_high: np.ndarray
+    objective: Callable[[np.ndarray], float]
+    gradient: Callable[[np.ndarray], np.ndarray]
+    rows: Callable[[np.ndarray], np.ndarray]
+    jacobian: Callable[[np.ndarray], np.ndarray]
+    hessian: Callable[[np.ndarray, float, np.ndarray], np.ndarray]
+    jacobian_at: tuple[np.ndarray, np.ndarray]
+    hessian_at: tuple[np.ndarray, np.ndarray]
+    quadratic: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Optimum:
+    """Where Uno ended. At an optimum, gradient + Jacobian'multipliers + bounds == 0; multipliers of active upper bounds are positive."""
+
+    status: str
+    x: np.ndarray
+    value: float
+    multipliers: np.ndarray
+    bounds: np.ndarray
+    iterations: int
+
+
+def minimise(
+    nlp: Nlp,
+    start: np.ndarray,
+    multipliers: np.ndarray | None = None,
+    *,
+    max_iterations: int = 500,
+    time_limit: float = np.inf,
+    radius: float = 10.0,
+) -> Optimum:
+    """Run Uno from a point, silently. Never raises: what goes wrong is in the status."""
+    kind = unopy.PROBLEM_QUADRATIC if nlp.quadratic else unopy.PROBLEM_NONLINEAR
+    model = unopy.Model(kind, len(start), nlp.low, nlp.high, unopy.ZERO_BASED_INDEXING)
+    model.set_objective(unopy.MINIMIZE, nlp.objective, _into(nlp.gradient))
+    if len(nlp.row_low):
+        rows, columns = nlp.jacobian_at
+        model.set_constraints(
+            len(nlp.row_low), _into(nlp.rows), nlp.row_low, nlp.row_high, len(rows), rows, columns, _into(nlp.jacobian)
+        )
+    rows, columns = nlp.hessian_at
+    model.set_lagrangian_hessian(len(rows), unopy.LOWER_TRIANGLE, rows, columns, _into(nlp.hessian))
+    model.set_lagrangian_sign_convention(unopy.MULTIPLIER_POSITIVE)
+    model.set_initial_primal_iterate(np.clip(start, nlp.low, nlp.high))
+    if multipliers is not None:
+        model.set_initial_dual_iterate(multipliers)
+    solver = unopy.UnoSolver()
+    solver.set_preset("filtersqp")
+    for name, value in OPTIONS.items():
+        solver.set_option(name, value)
+    solver.set_option("max_iterations", max_iterations)
+    solver.set_option("TR_radius", radius)
+    if np.isfinite(time_limit):
+        solver.set_option("time_limit", max(time_limit, 1e-3))
+    try:
+        result = solver.optimize(model)
+    except (RuntimeError, ValueError, ArithmeticError):
+        nothing = np.full(len(start), np.nan)
+        return Optimum(BROKEN, nothing, np.nan, np.full(len(nlp.row_low), np.nan), nothing, 0)
+    x = np.array(result.primal_solution, dtype=float)
+    return Optimum(
+        status=_status(result, x),
+        x=x,
+        value=float(result.solution_objective),
+        multipliers=np.array(result.constraint_dual_solution, dtype=float),
+        bounds=np.array(result.lower_bound_dual_solution, dtype=float) + np.array(result.upper_bound_dual_solution, dtype=float),
+        iterations=int(result.number_iterations),
+    )
+
+
+def _into(function: Callable[..., np.ndarray]) -> Callable[..., None]:
+    """The function with its result written into its last argument."""
+
+    def write(*arguments: Any) -> None:
+        arguments[-1][:] = function(*arguments[:-1])
+
+    return write
+
+
+def _status(result: Any, x: np.ndarray) -> str:
+    ending, point = str(result.optimization_status).rpartition(".")[2], str(result.solution_status).rpartition(".")[2]
+    if ending == "ITERATION_LIMIT":
+        return LIMIT
+    if ending == "TIME_LIMIT":
+        return TIME
+    if point in ("UNBOUNDED_OBJECTIVE", "DIVERGING_ITERATE") or (len(x) and abs(x).max() > INFINITE):
+        return UNBOUNDED
+    if point in ("INFEASIBLE_STATIONARY_POINT", "INFEASIBLE_SMALL_STEP"):
+        return INFEASIBLE
+    if point in ("FEASIBLE_KKT_POINT", "FEASIBLE_SMALL_STEP", "FEASIBLE_FJ_POINT") and np.isfinite(x).all():
+        return SUCCESS
+    return BROKEN

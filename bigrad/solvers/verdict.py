@@ -1,0 +1,171 @@
+"""From the best point of a search on one item to what is reported of it: polished, measured, and with an honest status."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from bigrad.linear import solve_free
+from bigrad.solution import Status
+from bigrad.solvers import uno
+from bigrad.solvers.active import Settled, _curved, _free, _kinks, settle
+from bigrad.solvers.diagnose import diagnose
+from bigrad.solvers.stages import QuadraticSystem, Stages, State, System
+
+EXACT = 1e-6
+"""A residual or violation above this makes an answer inexact."""
+FEASIBLE = 1e-5
+"""A violation above this is no answer at all."""
+PROVEN = 1e-7
+"""A value this close to the bound, relative to 1 + its size, is the optimum."""
+
+
+class Verdict(NamedTuple):
+    """One item of an Outcome; None stands for nothing to report."""
+
+    status: Status
+    value: float | None = None
+    bound: float = -np.inf
+    starts: int = 0
+    iterations: int = 0
+    w: np.ndarray | None = None
+    free: np.ndarray | None = None
+    tight: np.ndarray | None = None
+    residual: float | None = None
+    violation: float | None = None
+    biactive: int = 0
+    degenerate: int = 0
+    strongly_stationary: bool = False
+    singular: bool = False
+    seconds: float = 0.0
+
+
+class Found(Protocol):
+    """What a search hands over: its best state with the sides of its pairs, whether no kink there asked to be crossed."""
+
+    best: State | None
+    tight: np.ndarray
+    settled: bool
+    iterations: int
+    endings: set[str]
+
+    @property
+    def late(self) -> bool:
+        """Whether the time ran out."""
+
+
+def conclude(stages: Stages, search: Found, top: State, bound: float, starts: int, convex: bool) -> Verdict:
+    """The verdict on a search. top: the high-point relaxation for the true objective; convex: it is a convex program."""
+    system = stages.system
+    counts = {"bound": bound, "starts": starts, "iterations": search.iterations}
+    if uno.UNBOUNDED in search.endings:
+        return Verdict(Status.UNBOUNDED_UPPER, **counts)
+    if search.best is None:
+        if search.late:
+            return Verdict(Status.TIME_LIMIT, **counts)
+        status = diagnose(system.data, system.layout) if isinstance(system, QuadraticSystem) else _reason(stages, top, convex)
+        if status is Status.NOT_FOUND and search.endings & {uno.LIMIT}:
+            status = Status.ITERATION_LIMIT
+        return Verdict(status, **counts)
+    w = np.r_[search.best.X[: stages.n], search.best.m]
+    if isinstance(system, QuadraticSystem):
+        settled = settle(system.data, system.layout, w[None], search.tight[None], convex=convex)
+    else:
+        settled = polish(system, w, search.tight)
+    w, residual, violation = settled.w[0], float(settled.residual[0]), float(settled.violation[0])
+    strong, value = bool(settled.strongly_stationary[0]), system.objective(w[: stages.n])
+    if violation > FEASIBLE:
+        return Verdict(Status.NOT_FOUND, **counts)
+    if max(residual, violation) > EXACT:
+        status = Status.INEXACT
+    elif value <= bound + PROVEN * (1 + abs(value)):
+        status = Status.GLOBAL
+    elif strong and settled.second_order[0]:
+        status = Status.LOCAL
+    else:
+        status = Status.TIME_LIMIT if search.late and not search.settled else Status.STATIONARY
+    return Verdict(
+        status, value=value, w=w, free=settled.free[0], tight=search.tight, residual=residual, violation=violation,
+        biactive=int(settled.biactive[0]), degenerate=int(settled.degenerate[0]), strongly_stationary=strong,
+        singular=bool(settled.singular[0]), **counts,
+    )  # fmt: skip
+
+
+def polish(system: System, w: np.ndarray, tight: np.ndarray) -> Settled:
+    """`active.settle` for one item of a smooth program: Newton's method on the conditions of its active set."""
+    layout, steps = system.layout, 6
+
+    def linear(w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        matrix = system.matrix(w)
+        return matrix[None], (matrix @ w - system.residual(w))[None]
+
+    free = _free(*linear(w), layout, w[None], tight[None])
+    best, error = w, _measure(system, w, free[0])
+    current, singular = np.where(free[0], w, 0.0), np.zeros(1, bool)
+    for _ in range(steps):
+        step, singular = solve_free(system.matrix(current)[None], free, -system.residual(current)[None])
+        current = current + step[0]
+        now = _measure(system, current, free[0])
+        if not max(now) < max(error):
+            break
+        best, error = current, now
+    matrix, rhs = linear(best)
+    biactive, degenerate, strong = _kinks(matrix, rhs, layout, best[None], free)
+    residual, violation = (np.array([e]) for e in error)
+    curved = _curved(matrix, free, layout)
+    return Settled(best[None], free, residual, violation, biactive, degenerate, strong, curved, singular)
+
+
+def _measure(system: System, w: np.ndarray, free: np.ndarray) -> tuple[float, float]:
+    """Largest error of stationarity or of a multiplier's sign, and largest violation, relative to gradient and point."""
+    n = system.layout.primal
+    _, _, lam, _, _, kappa, _, gamma, _ = system.layout.blocks
+    pull, v = system.residual(w), w[:n]
+    s, gap = -pull[kappa], -pull[gamma]
+    rigid = np.ones(len(w), bool)
+    rigid[:n] = rigid[kappa] = rigid[gamma] = False
+    below = np.concatenate([-w[lam], -s, -gap, np.minimum(abs(w[lam]), abs(s)), abs(pull[rigid])])
+    dual = np.concatenate([abs(pull[:n] * free[:n]), -w[gamma]])
+    if not (np.isfinite(below).all() and np.isfinite(dual).all()):
+        return np.inf, np.inf
+    scale = 1 + abs(system.gradient(v)).max(initial=0.0)
+    return float(dual.max(initial=0.0) / scale), float(below.max(initial=0.0) / (1 + abs(v).max(initial=0.0)))
+
+
+def _reason(stages: Stages, top: State, convex: bool) -> Status:
+    """Why a smooth program has no answer, as far as linear parts or a convex high-point relaxation prove it."""
+    from scipy.optimize import linprog
+
+    system, layout = stages.system, stages.layout
+    n, p = stages.n, layout.pairs
+    _, _, _, _, sigma, kappa, eta, *_ = layout.blocks
+    zero = np.zeros(n)
+    matrix, rows = system.matrix(np.zeros(n + stages.count)), system.rows(zero)
+    low, high = system.low.copy(), system.high
+    moved = np.linspace(1.0, 2.0, n)
+    straight = np.abs(system.rows(2 * moved) - 2 * system.rows(moved) + rows) <= 1e-9 * (1 + np.abs(rows))
+
+    def impossible(*blocks: slice) -> bool:
+        at = np.concatenate([np.arange(b.start, b.stop) for b in blocks]).astype(int)
+        if not straight[at - n].all():
+            return False
+        rigid, soft = at[(at < kappa.start) | (at >= kappa.stop)], at[(at >= kappa.start) & (at < kappa.stop)]
+        bounds = np.c_[low, high]
+        result = linprog(
+            np.zeros(n), matrix[soft, :n], -rows[soft - n], matrix[rigid, :n], -rows[rigid - n], bounds=bounds, method="highs"
+        )
+        return result.status == 2
+
+    if impossible(kappa, eta) if p or layout.equalities else False:
+        return Status.INFEASIBLE_LOWER
+    if impossible(kappa, eta, sigma):
+        return Status.UNBOUNDED_LOWER
+    if convex and top.status == uno.INFEASIBLE:
+        return Status.INFEASIBLE_UPPER
+    return Status.NOT_FOUND
+
+
+def failed(status: Status) -> Verdict:
+    """The verdict on an item that was not tried."""
+    return Verdict(status)

@@ -1,0 +1,258 @@
+"""The house rules: who imports whom, what is exported and documented, and that importing has no side effects."""
+
+import ast
+import importlib
+import inspect
+import itertools
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "bigrad"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+EXPORTS = [
+    "Auto",
+    "Implicit",
+    "Layer",
+    "Pieces",
+    "Program",
+    "Relaxation",
+    "Solution",
+    "Status",
+    "bilevel",
+]
+
+# From top to bottom; a module imports only from rungs below its own. "" is bigrad/__init__.py.
+LADDER = [
+    {""},
+    {"datasets", "plots"},
+    {"layer", "losses"},
+    {"bilevel"},
+    {"auto"},
+    {"solvers", "gradients"},
+    {"programs"},
+    {"program"},
+    {"quadratic"},
+    {"linear", "parallel"},
+    {"affine"},
+    {"solution"},
+]
+# The modules that their neighbours in the same folder may import; no other two modules of a folder know each other.
+SHARED = {"solvers": {"base"}, "gradients": {"base"}, "programs": {"canonical", "engine", "smooth"}}
+
+# What `import bigrad` must not load; tests that need one import it themselves.
+HEAVY = ["cvxpy", "daqp", "highspy", "joblib", "matplotlib", "ortools", "scipy.optimize", "torch", "tqdm", "unopy"]
+
+
+def name_of(file: Path) -> str:
+    """Dotted name inside the package: "" for bigrad/__init__.py, "solvers.pieces" for bigrad/solvers/pieces.py."""
+    return ".".join(file.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").removesuffix(".")
+
+
+def label(file: Path) -> str:
+    return str(file.relative_to(ROOT))
+
+
+MODULES = {name_of(file) for file in FILES}
+each_file = pytest.mark.parametrize("file", FILES, ids=label)
+
+
+def imports(file: Path) -> Iterator[tuple[int, str]]:
+    """Line and name of every bigrad module that a file imports, at its top or inside a function."""
+    module = name_of(file)
+    inside = module.split(".") if file.name == "__init__.py" and module else module.split(".")[:-1]
+    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            targets = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            start = ["bigrad", *inside[: len(inside) - node.level + 1]] if node.level else []
+            source = ".".join([*start, *([node.module] if node.module else [])])
+            names = [f"{source}.{alias.name}" for alias in node.names]
+            targets = [name if name.removeprefix("bigrad.") in MODULES else source for name in names]
+        else:
+            continue
+        for target in targets:
+            if target == "bigrad" or target.startswith("bigrad."):
+                yield node.lineno, target.removeprefix("bigrad").removeprefix(".")
+
+
+def rung(module: str) -> int:
+    folder = module.split(".")[0]
+    found = [height for height, names in enumerate(LADDER) if folder in names]
+    assert found, f"bigrad.{module} has no place on the ladder; give it one in LADDER"
+    return found[0]
+
+
+def may_import(importer: str, imported: str) -> bool:
+    folder, _, module = imported.partition(".")
+    if folder and importer.split(".")[0] == folder:
+        return importer != imported and (importer == folder or module in SHARED.get(folder, ()))
+    return rung(importer) < rung(imported)
+
+
+@each_file
+def test_imports_point_down(file):
+    importer = name_of(file)
+    rung(importer)
+    wrong = [
+        f"{label(file)}:{line} imports bigrad.{target}"
+        for line, target in imports(file)
+        if not may_import(importer, target)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    ("importer", "imported", "allowed"),
+    [
+        ("layer", "auto", True),
+        ("auto", "layer", False),
+        ("layer", "losses", False),
+        ("linear", "", False),
+        ("solvers.pieces", "solvers.base", True),
+        ("solvers.pieces", "solvers.relaxation", False),
+        ("solvers.pieces", "solvers", False),
+        ("solvers.pieces", "gradients.base", False),
+        ("solvers", "solvers.pieces", True),
+        ("programs.cvxpy", "programs.canonical", True),
+        ("programs.cvxpy", "programs.torch", False),
+        ("programs.cvxpy", "program", True),
+        ("program", "programs.cvxpy", False),
+    ],
+)
+def test_the_ladder_tells_up_from_down(importer, imported, allowed):
+    assert may_import(importer, imported) == allowed
+
+
+@pytest.mark.parametrize(
+    ("path", "code", "targets"),
+    [
+        ("layer.py", "import bigrad", [""]),
+        ("layer.py", "from bigrad import datasets, Auto", ["datasets", ""]),
+        ("layer.py", "def f():\n    from .solvers.base import AbstractSolver", ["solvers.base"]),
+        ("solvers/pieces.py", "from . import base\nfrom ..datasets import textbook", ["solvers.base", "datasets"]),
+        ("solvers/__init__.py", "from .base import AbstractSolver", ["solvers.base"]),
+        ("layer.py", "import torch, bigradient", []),
+    ],
+)
+def test_every_kind_of_import_is_seen(path, code, targets, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "PACKAGE", tmp_path)
+    monkeypatch.setattr(sys.modules[__name__], "MODULES", {"", "datasets", "layer", "solvers", "solvers.base"})
+    file = tmp_path / path
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(code)
+    assert [target for _, target in imports(file)] == targets
+
+
+def test_exported_names():
+    bigrad = importlib.import_module("bigrad")
+    assert sorted(bigrad.__all__) == sorted(EXPORTS)
+    undocumented = [name for name in EXPORTS if not inspect.getdoc(getattr(bigrad, name))]
+    assert not undocumented
+    assert set(EXPORTS) <= set(dir(bigrad))
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = bigrad.no_such_name
+
+
+def undocumented(node: ast.AST, path: str) -> Iterator[str]:
+    """Every public class, function and method in and below a node that has no docstring."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            if child.name.startswith("_") or "overload" in map(ast.unparse, child.decorator_list):
+                continue
+            if not ast.get_docstring(child):
+                yield f"{path}:{child.lineno} {child.name}"
+            if isinstance(child, ast.ClassDef):
+                yield from undocumented(child, path)
+        elif isinstance(child, ast.If | ast.Try):
+            yield from undocumented(child, path)
+
+
+@each_file
+def test_public_names_have_docstrings(file):
+    tree = ast.parse(file.read_text("utf-8"))
+    assert ast.get_docstring(tree), f"{label(file)} does not say what it is"
+    missing = list(undocumented(tree, label(file)))
+    assert not missing, "\n".join(missing)
+
+
+@each_file
+def test_files_are_short(file):
+    assert len(file.read_text("utf-8").splitlines()) <= 400
+    assert file.stem not in {"util", "utils"}
+
+
+def test_the_package_is_typed():
+    assert (PACKAGE / "py.typed").is_file()
+
+
+def run(code: str) -> subprocess.CompletedProcess[str]:
+    """Run code in a new interpreter in which every warning is an error."""
+    command = [sys.executable, "-W", "error", "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)
+
+
+def test_importing_bigrad_loads_nothing_heavy_and_says_nothing():
+    done = run(f"import bigrad, json, sys; print(json.dumps([name for name in {HEAVY} if name in sys.modules]))")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == []
+    assert done.stderr == ""
+
+
+SOLVE_IN_BOTH = """
+import cvxpy as cp
+from ortools.math_opt.python import mathopt
+from ortools.sat.python import cp_model
+
+x = cp.Variable(2)
+value = cp.Problem(cp.Minimize(cp.sum(x)), [x >= 1]).solve(solver=cp.HIGHS)
+assert abs(value - 2) < 1e-9, value
+
+model = mathopt.Model()
+y = model.add_variable(lb=1.0)
+model.minimize(2 * y)
+value = mathopt.solve(model, mathopt.SolverType.GLOP).objective_value()
+assert abs(value - 2) < 1e-9, value
+
+model = cp_model.CpModel()
+z = model.new_int_var(1, 5, "z")
+model.minimize(2 * z)
+solver = cp_model.CpSolver()
+solver.parameters.num_workers = 1
+assert solver.solve(model) == cp_model.OPTIMAL and solver.objective_value == 2
+"""
+CVXPY, MATHOPT, CPSAT = "cvxpy", "ortools.math_opt.python.mathopt", "ortools.sat.python.cp_model"
+ORDERS = [
+    *itertools.permutations([CVXPY, MATHOPT, CPSAT]),
+    ("highspy", MATHOPT, CVXPY, "torch", "daqp", "unopy"),
+    ("unopy", "daqp", "torch", CPSAT, "highspy", CVXPY),
+    (MATHOPT, "highspy", "unopy", CVXPY, "torch"),
+    ("torch", CPSAT, "unopy", "highspy", MATHOPT, "daqp"),
+]
+
+
+@pytest.mark.skipif(find_spec("ortools") is None, reason="needs the extra 'ortools'")
+@pytest.mark.parametrize("order", ORDERS, ids=lambda order: " ".join(name.split(".")[-1] for name in order))
+def test_solvers_work_in_every_order_of_import(order):
+    done = run("\n".join(f"import {name}" for name in order) + SOLVE_IN_BOTH)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_code_of_the_readme_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    text = (ROOT / "README.md").read_text("utf-8")
+    blocks = list(re.finditer(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
+    assert blocks, "the README shows no program"
+    names = {"__name__": "readme"}
+    for block in blocks:
+        first_line = text.count("\n", 0, block.start(1))
+        exec(compile("\n" * first_line + block[1], str(ROOT / "README.md"), "exec"), names)
