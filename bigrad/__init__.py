@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bigrad import datasets, plots
+    from bigrad import datasets
     from bigrad.auto import Auto
     from bigrad.declare import bilevel
     from bigrad.gradients.implicit import Implicit
@@ -53,7 +53,6 @@ _HOMES = {
     "Status": "solution",
     "bilevel": "declare",
     "datasets": "",
-    "plots": "",
 }
 __all__ = [
     "Auto",
@@ -73,7 +72,6 @@ __all__ = [
     "Status",
     "bilevel",
     "datasets",
-    "plots",
 ]
 
 

@@ -2,7 +2,7 @@
 
 A node holds some pairs tight, some loose, and asks of the others only that slack and multiplier be nonnegative: a convex quadratic
 program whose optimum bounds every piece below it. A node that cannot beat the best known piece is dropped; one whose solution is
-complementary is itself a piece; any other is split on its most violated pair. Bard and Moore, "A branch and bound algorithm for
+complementary is itself a piece; any other is split on its most violated pair, an unbounded one on any. Bard and Moore, "A branch and bound algorithm for
 the bilevel programming problem", 1990.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from bigrad.affine import mv
 from bigrad.quadratic import value
-from bigrad.solvers.piece import INFEASIBLE
+from bigrad.solvers.piece import INFEASIBLE, UNBOUNDED
 from bigrad.solvers.search import GAIN, Search
 
 
@@ -38,18 +38,21 @@ def branch(search: Search, items: np.ndarray, nodes: int, limit: float) -> np.nd
         if not len(items):
             break
         flag, w = search.solve.relaxed(items, tight, loose)
-        proven[items[(flag <= 0) & (flag != INFEASIBLE)]] = False
+        endless = flag == UNBOUNDED
+        open_ = (flag > 0) | endless
+        proven[items[~open_ & (flag != INFEASIBLE)]] = False
         data = search.data.pick(items)
-        F = value(data, w[:, : sizes.x + sizes.y])
+        F = np.where(endless, -np.inf, value(data, w[:, : sizes.x + sizes.y]))
         x, y, lam = (w[:, s] for s in sizes.blocks[:3])
         slack = data.b - mv(data.A, y) - mv(data.B, x)
         guess = np.where(loose, False, tight | (lam > slack))
-        open_ = flag > 0
-        search.descend(items[open_], guess[open_], 3, limit)
-        best = search.best()
-        bar = np.where(best >= 0, search.F[best], np.inf)[items]
-        clash = np.where(tight | loose, 0.0, np.minimum(np.maximum(lam, 0.0), np.maximum(slack, 0.0)))
-        split = open_ & ~(F >= np.where(np.isfinite(bar), bar - GAIN * (1 + abs(bar)), np.inf)) & ((~tight & ~loose).any(-1))
+        whole = (tight | loose).all(-1)
+        ready = open_ & (~endless | whole)
+        search.descend(items[ready], guess[ready], 3, limit)
+        bar = np.append(search.F, np.inf)[search.best()][items]  # row -1, for none, is the infinity at the end
+        goal = np.where(np.isfinite(bar), bar - GAIN * (1 + abs(np.nan_to_num(bar, posinf=0.0))), np.inf)
+        clash = np.where(tight | loose, 0.0, np.fmax(np.minimum(lam, slack), 0.0))
+        split = open_ & ~(F >= goal) & ~whole
         items, tight, loose, clash = items[split], tight[split], loose[split], clash[split]
         pair = np.where(tight | loose, -1.0, clash).argmax(-1)
         here = np.zeros(tight.shape, bool)

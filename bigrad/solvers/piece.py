@@ -21,7 +21,7 @@ from bigrad.quadratic import Data, Sizes, kkt, stack
 
 INFINITY = 1e30
 RIDGE = 1e-8
-SETTINGS = {"primal_tol": 1e-9, "dual_tol": 1e-12, "iter_limit": 10_000}
+SETTINGS = {"primal_tol": 1e-9, "dual_tol": 1e-12, "iter_limit": 10_000, "eq_reduction": daqp.EQ_REDUCTION_OFF}
 EQUALITY = 5
 UNBOUNDED, INFEASIBLE, OVERDETERMINED = -3, -1, -6
 SLIT = 1e-8

@@ -107,9 +107,8 @@ class Pieces(AbstractSolver):
             items, sides, bound = self._begin(data, sizes, skip, warm)
             starts = np.bincount(items, minlength=batch)
             moving = search.descend(items, sides, self.max_iterations, limit)
-            best = search.best()
-            F = np.where(best >= 0, search.F[best], np.inf)
-            doubt = np.flatnonzero(~skip & ~(np.isfinite(F) & (F <= bound + PROVEN * (1 + abs(F)))))
+            F = np.append(search.F, np.inf)[search.best()]  # row -1, for none, is the infinity at the end
+            doubt = np.flatnonzero(~skip & ~_meets(F, bound))
             doubt = doubt[[warm[i] is None for i in doubt]]
             proven = branch(search, doubt, self.nodes, limit)
 
@@ -129,6 +128,7 @@ class Pieces(AbstractSolver):
         if exhaustive:
             proven = ~broken
         bound = np.where(proven, F, bound)
+        met = _meets(F, bound)
         unbounded, late = search.any_with(search.flag == UNBOUNDED), time.perf_counter() > limit
 
         def judge(i: int) -> Status:
@@ -145,7 +145,7 @@ class Pieces(AbstractSolver):
                 return verdict
             if max(table["residual"][i], table["violation"][i]) > EXACT:
                 return Status.INEXACT
-            if F[i] <= bound[i] + PROVEN * (1 + abs(F[i])):
+            if met[i]:
                 return Status.GLOBAL
             if table["strongly_stationary"][i]:
                 return Status.LOCAL
@@ -187,6 +187,12 @@ def _MEASURES(batch: int) -> list[tuple[str, np.ndarray]]:
         *((k, np.zeros(batch, int)) for k in ("biactive", "degenerate")),
         *((k, np.zeros(batch, bool)) for k in ("strongly_stationary", "singular")),
     ]
+
+
+def _meets(F: np.ndarray, bound: np.ndarray) -> np.ndarray:
+    """Items whose objective is as low as its bound; none that has no objective."""
+    with np.errstate(invalid="ignore"):
+        return np.isfinite(F) & (F - bound <= PROVEN * (1 + abs(F)))
 
 
 def _indefinite(matrix: np.ndarray, batch: int) -> np.ndarray:

@@ -145,7 +145,7 @@ class _Search:
                 return
             after = stages.relaxed(state, t)
             self.iterations += after.iterations
-            if after.status != uno.SUCCESS:
+            if after.status not in (uno.SUCCESS, uno.STALLED):
                 break
             state, tight = after, after.X[stages.lam] > after.X[stages.s]
         if not self.descend(state, tight):
@@ -182,7 +182,7 @@ class _Search:
         found = self.stages.piece(state, tight)
         self.iterations += found.iterations
         self.endings.add(found.status)
-        return found if found.status == uno.SUCCESS else None
+        return found if found.status in (uno.SUCCESS, uno.STALLED) else None
 
     def _wrong(self, state: State, tight: np.ndarray) -> np.ndarray:
         """How strongly each biactive pair's other multiplier asks to cross to the other side; 0 where it does not."""

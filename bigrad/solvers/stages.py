@@ -15,9 +15,10 @@ import numpy as np
 from bigrad.programs.bilinear import Pattern
 from bigrad.programs.smooth import Follower
 from bigrad.quadratic import Data, Sizes, kkt
-from bigrad.solvers.uno import Nlp, Optimum, minimise
+from bigrad.solvers.uno import STALLED, Nlp, minimise
 
 EQUALITY, LARGE = 5, 1e30
+NUDGES = (1e-6, 1e-3)
 Places = tuple[np.ndarray, np.ndarray]
 
 
@@ -170,6 +171,11 @@ class Stages:
         nlp = self._nlp(keep, live, row_high, X, pull, reach)
         guess = np.r_[state.m, np.zeros(self.pairs)][live]
         found = minimise(nlp, X[keep], guess, max_iterations=self.limit, time_limit=self.clock())
+        for nudge in NUDGES:  # at a degenerate point the multipliers can come out wrong; a step aside puts them right
+            if found.status != STALLED:
+                break
+            aside = found.x + nudge * (1 + abs(found.x)) * np.cos(np.arange(len(found.x)))
+            found = minimise(nlp, aside, guess, max_iterations=self.limit, time_limit=self.clock())
         X = X.copy()
         X[keep] = found.x
         m = np.zeros(self.count + self.pairs)

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import unopy
 
-SUCCESS, LIMIT, TIME, UNBOUNDED, INFEASIBLE, BROKEN = "success", "iterations", "time", "unbounded", "infeasible", "broken"
+SUCCESS, STALLED, LIMIT, TIME = "success", "stalled", "iterations", "time"
+UNBOUNDED, INFEASIBLE, BROKEN = "unbounded", "infeasible", "broken"
 OPTIONS = {
     "logger": "SILENT",
     "print_solution": False,
@@ -30,7 +31,7 @@ class Nlp:
     """min objective(x) with low <= x <= high and row_low <= rows(x) <= row_high, all derivatives given.
 
     jacobian and hessian return entries at the places `jacobian_at` and `hessian_at` = (rows, columns), each once, of the second the lower
-    triangle; hessian(x, factor, multipliers) is that of factor * objective + multipliers'rows. quadratic: a quadratic program.
+    triangle; hessian(x, factor, multipliers) is that of factor * objective + multipliers'rows.
     """
 
     low: np.ndarray
@@ -44,12 +45,11 @@ class Nlp:
     hessian: Callable[[np.ndarray, float, np.ndarray], np.ndarray]
     jacobian_at: tuple[np.ndarray, np.ndarray]
     hessian_at: tuple[np.ndarray, np.ndarray]
-    quadratic: bool = False
 
 
 @dataclass(frozen=True, eq=False)
 class Optimum:
-    """Where Uno ended. At an optimum, gradient + Jacobian'multipliers + bounds == 0; multipliers of active upper bounds are positive."""
+    """Where Uno ended; STALLED is a feasible point without the right multipliers. At an optimum, gradient + Jacobian'multipliers + bounds == 0; multipliers of active upper bounds are positive."""
 
     status: str
     x: np.ndarray
@@ -69,8 +69,7 @@ def minimise(
     radius: float = 10.0,
 ) -> Optimum:
     """Run Uno from a point, silently. Never raises: what goes wrong is in the status."""
-    kind = unopy.PROBLEM_QUADRATIC if nlp.quadratic else unopy.PROBLEM_NONLINEAR
-    model = unopy.Model(kind, len(start), nlp.low, nlp.high, unopy.ZERO_BASED_INDEXING)
+    model = unopy.Model(unopy.PROBLEM_NONLINEAR, len(start), nlp.low, nlp.high, unopy.ZERO_BASED_INDEXING)
     model.set_objective(unopy.MINIMIZE, nlp.objective, _into(nlp.gradient))
     if len(nlp.row_low):
         rows, columns = nlp.jacobian_at
@@ -126,6 +125,7 @@ def _status(result: Any, x: np.ndarray) -> str:
         return UNBOUNDED
     if point in ("INFEASIBLE_STATIONARY_POINT", "INFEASIBLE_SMALL_STEP"):
         return INFEASIBLE
-    if point in ("FEASIBLE_KKT_POINT", "FEASIBLE_SMALL_STEP", "FEASIBLE_FJ_POINT") and np.isfinite(x).all():
-        return SUCCESS
-    return BROKEN
+    if not np.isfinite(x).all():
+        return BROKEN
+    ends = {"FEASIBLE_KKT_POINT": SUCCESS, "FEASIBLE_SMALL_STEP": STALLED, "FEASIBLE_FJ_POINT": STALLED}
+    return ends.get(point, BROKEN)

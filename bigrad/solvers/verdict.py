@@ -15,6 +15,8 @@ from bigrad.solvers.stages import QuadraticSystem, Stages, State, System
 
 EXACT = 1e-6
 """A residual or violation above this makes an answer inexact."""
+TINY = 1e-10
+"""A violation below this is rounding."""
 FEASIBLE = 1e-5
 """A violation above this is no answer at all."""
 PROVEN = 1e-7
@@ -107,7 +109,7 @@ def polish(system: System, w: np.ndarray, tight: np.ndarray) -> Settled:
         step, singular = solve_free(system.matrix(current)[None], free, -system.residual(current)[None])
         current = current + step[0]
         now = _measure(system, current, free[0])
-        if not max(now) < max(error):
+        if now[0] >= error[0] and now[1] >= error[1] or now[1] > max(error[1], TINY):
             break
         best, error = current, now
     matrix, rhs = linear(best)

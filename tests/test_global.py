@@ -1,0 +1,105 @@
+"""GLOBAL is a claim: check it, on programs with many ties, against all pieces solved one by one with HiGHS and Clarabel."""
+
+import itertools
+
+import cvxpy as cp
+import numpy as np
+import pytest
+from scipy.optimize import linprog
+
+import bigrad as bg
+
+
+def random_program(seed, quadratic_lower, quadratic_upper):
+    """Small integer data: many degenerate vertices, redundant rows and indifferent followers."""
+    rng = np.random.default_rng(seed)
+    n, m, p = rng.integers(1, 3), rng.integers(1, 4), rng.integers(2, 5)
+    x, y = cp.Variable(n, name="x"), cp.Variable(m, name="y")
+    A, B, b = rng.integers(-2, 3, (p, m)), rng.integers(-2, 3, (p, n)), rng.integers(0, 5, p)
+    C, c = rng.integers(-2, 3, (m, n)), rng.integers(-3, 4, m)
+    P = np.diag(rng.integers(0, 3, m)) if quadratic_lower else np.zeros((m, m))
+    d, e = rng.integers(-3, 4, n), rng.integers(-3, 4, m)
+    q = 1.0 if quadratic_upper else 0.0
+    lower = [A @ y + B @ x <= b, y <= 3] + ([y >= 0] if rng.random() < 0.7 else [])
+    if rng.random() < 0.3:
+        lower.append(cp.sum(y) == x[0])
+    if rng.random() < 0.2:
+        lower.append(2 * cp.sum(y) == 2 * cp.sum(y))
+    upper = [x <= 4, x >= -4] + ([y[0] <= 2] if rng.random() < 0.3 else [])
+    follower = cp.Problem(cp.Minimize(cp.quad_form(y, P) / 2 + (C @ x + c) @ y if P.any() else (C @ x + c) @ y + 0 * cp.sum(y)), lower)
+    leader = cp.Problem(cp.Minimize(d @ x + e @ y + q * (cp.sum_squares(x - 1) + cp.sum_squares(y - 1))), upper)
+    return bg.bilevel(leader, follower, responds=[y])
+
+
+def best_of_all_pieces(program):
+    """The optimum over all 2^pairs pieces, by solvers that bigrad does not use; None if every piece is infeasible."""
+    data, sizes = program.quadratic(()), program.quadratic.sizes
+    x, y, lam, nu = (cp.Variable(k) if k else np.zeros(0) for k in sizes[:4])
+    n = sizes.primal
+    stationary = np.hstack([data.C, data.P, data.A.T, data.H.T])
+    slack = np.hstack([data.B, data.A, np.zeros((sizes.pairs, n - sizes.x - sizes.y))])
+    equal = np.hstack([data.K, data.H, np.zeros((sizes.equalities, n - sizes.x - sizes.y))])
+    wide = [np.pad(M, ((0, 0), (0, n - M.shape[1]))) for M in (data.G, data.E)]
+    cost = np.r_[data.c, np.zeros(n - len(data.c))]
+    best = None
+    for tight in itertools.product([False, True], repeat=sizes.pairs):
+        side = np.array(tight)
+        rows, ends = np.vstack([slack[~side], wide[0]]), np.r_[data.b[~side], data.g]
+        same, at = np.vstack([stationary, equal, wide[1], slack[side]]), np.r_[-data.p, data.h, data.e, data.b[side]]
+        bounds = [(None, None)] * (sizes.x + sizes.y) + [(0, None if s else 0) for s in side] + [(None, None)] * sizes.equalities
+        result = linprog(cost, rows, ends, same, at, bounds, method="highs")
+        if result.status == 3 and not data.Q.any():
+            return -np.inf
+        if result.status == 2:
+            continue
+        value = result.fun
+        if data.Q.any():
+            v = cp.Variable(n)
+            z = v[: sizes.x + sizes.y]
+            inside = [rows @ v <= ends, same @ v == at]
+            lam = v[sizes.x + sizes.y : sizes.x + sizes.y + sizes.pairs]
+            inside += [lam >= 0, cp.multiply(~side, lam) == 0]
+            piece = cp.Problem(cp.Minimize(cp.quad_form(z, cp.psd_wrap(data.Q)) / 2 + data.c @ z), inside)
+            value = piece.solve(solver=cp.CLARABEL)
+            if piece.status not in ("optimal", "optimal_inaccurate"):
+                continue
+        best = value if best is None else min(best, value)
+    return None if best is None else best + float(data.c0)
+
+
+KINDS = [(False, False), (True, False), (False, True), (True, True)]
+
+
+def check(seed, kind):
+    program = random_program(seed, *kind)
+    truth = best_of_all_pieces(program)
+    solution = program.solve(verify=True)
+    where = f"seed {seed}, kind {kind}: {solution.status.name} {solution.value}, truth {truth}, {solution.stats}"
+    if truth is None:
+        assert not solution.status.ok, where
+        assert solution.status in (bg.Status.INFEASIBLE_LOWER, bg.Status.INFEASIBLE_UPPER, bg.Status.UNBOUNDED_LOWER), where
+    elif truth == -np.inf:
+        assert solution.status is bg.Status.UNBOUNDED_UPPER, where
+    else:
+        assert solution.status.ok, where
+        assert solution.value >= truth - 1e-6 * (1 + abs(truth)), where
+        assert solution.stats.follower_gap <= 1e-6, where
+        assert solution.stats.violation <= 1e-8, where
+        if solution.status is bg.Status.GLOBAL:
+            assert solution.value <= truth + 1e-5 * (1 + abs(truth)), where
+    return solution.status
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_claims_hold_on_degenerate_programs(kind):
+    """No GLOBAL that is not, no infeasible that is feasible."""
+    statuses = [check(seed, kind) for seed in range(12)]
+    assert statuses.count(bg.Status.GLOBAL) >= 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_claims_hold_on_many_degenerate_programs(kind):
+    """The same, on many."""
+    for seed in range(12, 150):
+        check(seed, kind)
