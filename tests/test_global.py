@@ -77,7 +77,8 @@ def check(seed, kind):
     where = f"seed {seed}, kind {kind}: {solution.status.name} {solution.value}, truth {truth}, {solution.stats}"
     if truth is None:
         assert not solution.status.ok, where
-        assert solution.status in (bg.Status.INFEASIBLE_LOWER, bg.Status.INFEASIBLE_UPPER, bg.Status.UNBOUNDED_LOWER), where
+        proven = (bg.Status.INFEASIBLE_LOWER, bg.Status.INFEASIBLE_UPPER, bg.Status.UNBOUNDED_LOWER)
+        assert solution.status in (*proven, bg.Status.NOT_FOUND), where
     elif truth == -np.inf:
         assert solution.status is bg.Status.UNBOUNDED_UPPER, where
     else:

@@ -2,7 +2,7 @@
 
 A node holds some pairs tight, some loose, and asks of the others only that slack and multiplier be nonnegative: a convex quadratic
 program whose optimum bounds every piece below it. A node that cannot beat the best known piece is dropped; one whose solution is
-complementary is itself a piece; any other is split on its most violated pair, an unbounded one on any. Bard and Moore, "A branch and bound algorithm for
+complementary is itself a piece; any other is split on its most violated pair, one without an optimum on any. Bard and Moore, "A branch and bound algorithm for
 the bilevel programming problem", 1990.
 """
 
@@ -38,15 +38,15 @@ def branch(search: Search, items: np.ndarray, nodes: int, limit: float) -> np.nd
         if not len(items):
             break
         flag, w = search.solve.relaxed(items, tight, loose)
-        endless = flag == UNBOUNDED
-        open_ = (flag > 0) | endless
-        proven[items[~open_ & (flag != INFEASIBLE)]] = False
+        open_ = flag != INFEASIBLE
+        endless = open_ & (flag <= 0)
         data = search.data.pick(items)
         F = np.where(endless, -np.inf, value(data, w[:, : sizes.x + sizes.y]))
         x, y, lam = (w[:, s] for s in sizes.blocks[:3])
         slack = data.b - mv(data.A, y) - mv(data.B, x)
         guess = np.where(loose, False, tight | (lam > slack))
         whole = (tight | loose).all(-1)
+        proven[items[whole & endless & (flag != UNBOUNDED)]] = False
         ready = open_ & (~endless | whole)
         search.descend(items[ready], guess[ready], 3, limit)
         bar = np.append(search.F, np.inf)[search.best()][items]  # row -1, for none, is the infinity at the end

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bigrad.parallel import thread_map
+from bigrad.parallel import single_blas, thread_map
 from bigrad.program import Program
 from bigrad.quadratic import Data, Sizes, value
 from bigrad.solution import Outcome, Point, Status
@@ -77,16 +77,17 @@ class Pieces(AbstractSolver):
         maps = program.quadratic
         assert maps is not None
         batch = batch_size(theta)
-        data = maps(tuple(np.where(np.isfinite(t), t, 0.0) for t in theta))
-        invalid = program.invalid(theta, batch) | _indefinite(data.Q, batch)
-        crooked = _indefinite(data.P, batch)
         warm = [None] * batch if warm_start is None else list(warm_start)
+        with single_blas:
+            data = maps(tuple(np.where(np.isfinite(t), t, 0.0) for t in theta))
+            invalid = program.invalid(theta, batch) | _indefinite(data.Q, batch)
+            crooked = _indefinite(data.P, batch)
 
-        def part(items: np.ndarray) -> Outcome:
-            some = [warm[i] for i in items]
-            return self._part(data.pick(items), maps.sizes, invalid[items], crooked[items], some, begun)
+            def part(items: np.ndarray) -> Outcome:
+                some = [warm[i] for i in items]
+                return self._part(data.pick(items), maps.sizes, invalid[items], crooked[items], some, begun)
 
-        return Outcome.join(thread_map(part, batch, least=8))
+            return Outcome.join(thread_map(part, batch, least=8))
 
     def _part(
         self, data: Data, sizes: Sizes, invalid: np.ndarray, crooked: np.ndarray, warm: list[Point | None], begun: float
