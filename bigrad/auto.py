@@ -42,8 +42,8 @@ class Auto(AbstractSolver, AbstractGradient):
             return Relaxation(), f"The program is not quadratic: {program.why_not_quadratic}."
         if not program.convex:
             return Relaxation(), "The upper objective is quadratic but not convex in (x, y) together."
-        pairs = program.quadratic.sizes.pairs
-        solver = Pieces(starts=8, nodes=64) if pairs <= FEW_PAIRS else Pieces(starts=4, nodes=0)
+        few = program.quadratic.sizes.pairs <= FEW_PAIRS
+        solver = Pieces(starts=8, nodes=64) if few else Pieces(starts=4, nodes=0)
         return solver, solver.choose(program)[1]
 
     def solve(

@@ -33,7 +33,10 @@ def bilevel(upper: cp.Problem, lower: cp.Problem, responds: Sequence[cp.Variable
     for name, problem in (("upper", upper), ("lower", lower)):
         if not isinstance(problem, cp.Problem):
             raise DeclarationError(f"bilevel(…): {name} is a {type(problem).__name__}; give a cvxpy.Problem.")
-    answers = [responds] if isinstance(responds, cp.Variable) else list(responds)
+    try:
+        answers = [responds] if isinstance(responds, cp.Variable) else list(responds)
+    except TypeError:
+        raise DeclarationError(f"bilevel(…, responds={responds!r}): give the list of the follower's variables.") from None
     for v in answers:
         if not isinstance(v, cp.Variable):
             raise DeclarationError(f"bilevel(…, responds=…): {v!r} is not a cvxpy.Variable; name the follower's variables.")

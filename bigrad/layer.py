@@ -28,8 +28,8 @@ class Layer(nn.Module):
     those items, with zero gradients, and the others unharmed.
 
     Each argument of a call is a tensor of its parameter's shape, or with one leading batch dimension; the two may be mixed. Outputs
-    have the batch dimension if any argument has, and the dtype and device of the first argument; solves are in float64
-    on the CPU. Raises InputError for wrong shapes and CapabilityError for a solver or rule that cannot take the program.
+    have the batch dimension if any argument has, and the device and dtype of the first argument (torch's default dtype if that is
+    of integers); solves are in float64 on the CPU. Raises InputError for wrong shapes and CapabilityError for a solver or rule that cannot take the program.
     """
 
     def __init__(
@@ -72,12 +72,13 @@ class Layer(nn.Module):
         if self.on_failure == "raise" and not outcome.ok.all():
             raise _failure(outcome, batched)
         first = values[0] if values else torch.zeros((), dtype=torch.float64)
-        z = torch.as_tensor(outcome.z, device=first.device)
+        z = torch.as_tensor(np.where(outcome.ok[:, None], outcome.z, np.nan), device=first.device)
         if torch.is_grad_enabled() and any(t.requires_grad for t in theta):
             z = attach(self.gradient, self.program, outcome, z, theta)
         if not batched:
             z = z[0]
-        return tuple(unflatten(z[..., u.place], u.shape).to(first.dtype) for u in self._shown)
+        dtype = first.dtype if first.is_floating_point() else torch.get_default_dtype()
+        return tuple(unflatten(z[..., u.place], u.shape).to(dtype) for u in self._shown)
 
     def solve(self, *values: Tensor, warm_start: Sequence[Solution] | None = None, verify: bool = False) -> list[Solution]:
         """The Solutions at these parameter values, one per item, with statuses and stats; no gradient. Never raises for an item.

@@ -108,7 +108,7 @@ class Program:
         theta = tuple(flatten(given[i.handle], len(i.shape)) for i in self.inputs)
         outcome = solver.solve(self, theta, None if warm_start is None else [warm_start.point])
         solution = self.solutions(outcome, given, verify=verify)[0]
-        self.source.publish({u.handle: solution.values[u.handle] if solution.status.ok else None for u in self.unknowns})
+        self.source.publish({u.handle: solution.values[u.handle].copy() if solution.status.ok else None for u in self.unknowns})
         return solution
 
     def checked(self, solver: Solver | None) -> Solver:
@@ -138,20 +138,22 @@ class Program:
         """One Solution per item of an outcome; `given` maps parameters to arrays with or without the batch dimension."""
         found = []
         for i in range(len(outcome.status)):
-            values = {u.handle: unflatten(outcome.z[i, u.place], u.shape) for u in self.unknowns}
             ok, inputs = outcome.status[i].ok, {k: _item(v, i, k.ndim) for k, v in given.items()}
+            z, value = (outcome.z[i].copy(), outcome.value[i]) if ok else (np.full(outcome.z.shape[1], np.nan), np.nan)
+            values = {u.handle: unflatten(z[u.place], u.shape) for u in self.unknowns}
             stats = outcome.stats(i, self.sign)
             lower = self.source.lower_value(inputs, values) if ok else np.nan
             if verify and ok:
                 stats = stats.with_gap(self.source.follower_gap(inputs, values))
-            found.append(Solution(outcome.status[i], self.sign * float(outcome.value[i]), lower, stats, values, outcome.point(i)))
+            found.append(Solution(outcome.status[i], self.sign * float(value), lower, stats, values, outcome.point(i)))
         return found
 
     def invalid(self, theta: Sequence[np.ndarray], batch: int) -> np.ndarray:
         """Items with a NaN, an infinity or a wrong sign among their inputs, bool (batch,)."""
         bad = np.zeros(batch, bool)
         for i, value in zip(self.inputs, theta, strict=True):
-            bad |= ~(np.isfinite(value) & (value * i.sign >= 0)).all(-1)
+            wrong = value * i.sign < 0 if i.sign else np.zeros(value.shape, bool)
+            bad |= ~(np.isfinite(value) & ~wrong).all(-1)
         return bad
 
     def _given(self, values: Mapping[Any, Any]) -> dict[Any, np.ndarray]:
@@ -159,7 +161,7 @@ class Program:
         for key in values:
             if id(key) not in known:
                 names = ", ".join(i.name for i in self.inputs) or "none"
-                raise InputError(f"solve(values): {key} is not a parameter of this program; its parameters are: {names}.")
+                raise InputError(f"solve(values): {key!r} is not a parameter of this program; its parameters are: {names}.")
         given = {}
         for i in self.inputs:
             value = values[i.handle] if i.handle in values else i.handle.value

@@ -132,11 +132,16 @@ def _collapse(P: Array, q: Array, d: Array, T: Array, m: Array) -> tuple[Array, 
     )
 
 
-def stack(a: Array, b: Array) -> Array:
-    """Rows of a above rows of b, with or without a batch."""
-    xp = namespace(a)
-    lead = xp.broadcast_shapes(a.shape[:-2], b.shape[:-2])
-    return xp.concatenate([xp.broadcast_to(m, (*lead, *m.shape[-2:])) for m in (a, b)], -2)
+def stack(*blocks: Array) -> Array:
+    """The blocks' rows one above the other, with or without a batch."""
+    xp = namespace(blocks[0])
+    lead = xp.broadcast_shapes(*(m.shape[:-2] for m in blocks))
+    return xp.concatenate([xp.broadcast_to(m, (*lead, *m.shape[-2:])) for m in blocks], -2)
+
+
+def beside(*blocks: Array) -> Array:
+    """The blocks' columns side by side, with or without a batch."""
+    return stack(*(m.mT for m in blocks)).mT
 
 
 def value(data: Data, z: Array) -> Array:

@@ -116,8 +116,11 @@ def compare(
     here = loss(layer(*tensors, warm_start=[solution]))
     base = float(here.detach())
     gradients = [g.numpy() for g in torch.autograd.grad(here, tensors)]
-    gradients = [(g + g.T) / 2 if p.attributes["PSD"] or p.attributes["symmetric"] else g for p, g in zip(parameters, gradients, strict=True)]
-    floor = 1e-6 * (1 + max(np.linalg.norm(g) for g in gradients))
+    gradients = [
+        (g + g.T) / 2 if p.attributes["PSD"] or p.attributes["symmetric"] else g
+        for p, g in zip(parameters, gradients, strict=True)
+    ]
+    floor = 1e-4 * (1e-3 + max(np.linalg.norm(g) for g in gradients))
     todo = [
         (k, kind, d)
         for k, (p, g) in enumerate(zip(parameters, gradients, strict=True))
@@ -137,13 +140,21 @@ def compare(
             outputs = layer(*map(torch.as_tensor, values), warm_start=[solution] * (2 * len(open_)))
             there = loss(outputs)
             centre = layer(*[t.detach() for t in tensors], warm_start=[solution])
-            moved = torch.stack([(o - c).flatten(1).abs().amax(-1) for o, c in zip(outputs, centre, strict=True)]).amax(0)
+            moved = torch.stack([(o - c).flatten(1).abs().amax(-1) for o, c in zip(outputs, centre, strict=True)]).amax(
+                0
+            )
         for row, t in enumerate(open_):
             k, kind, d = todo[t]
             up, down = float(there[2 * row]), float(there[2 * row + 1])
             far = not max(float(moved[2 * row]), float(moved[2 * row + 1])) < 1e4 * h * np.linalg.norm(d)
             scale = max(np.linalg.norm(gradients[k]), floor)
             done[t] = Difference(
-                parameters[k].name(), kind, float((gradients[k] * d).sum()), (base - down) / h, (up - base) / h, scale, far
+                parameters[k].name(),
+                kind,
+                float((gradients[k] * d).sum()),
+                (base - down) / h,
+                (up - base) / h,
+                scale,
+                far,
             )
     return Report(solution, [done[t] for t in range(len(todo))])

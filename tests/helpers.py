@@ -46,7 +46,9 @@ class Case:
         return 1.0 if isinstance(self.upper.objective, cp.Minimize) else -1.0
 
 
-def case(upper: Any, lower: Any, responds: Any, above: Iterable[Any] = (), below: Iterable[Any] = (), values: Any = None) -> Case:
+def case(
+    upper: Any, lower: Any, responds: Any, above: Iterable[Any] = (), below: Iterable[Any] = (), values: Any = None
+) -> Case:
     """A Case from objectives (an expression is to be minimised) and constraints."""
     goals = [g if isinstance(g, cp.Minimize | cp.Maximize) else cp.Minimize(g) for g in (upper, lower)]
     answers = [responds] if isinstance(responds, cp.Variable) else list(responds)
@@ -54,8 +56,14 @@ def case(upper: Any, lower: Any, responds: Any, above: Iterable[Any] = (), below
 
 
 def fixed(problem: cp.Problem, values: Mapping[Any, Any]) -> cp.Problem:
-    """A copy of a problem in which these variables and parameters are constants; bounds on the other variables are kept as they are."""
+    """A copy of a problem in which these variables and parameters are constants.
+
+    The other variables keep their bounds, so a parameter that is such a bound is given its value for good.
+    """
     swap = {id(leaf): cp.Constant(np.asarray(value, dtype=float)) for leaf, value in values.items()}
+    for limit in itertools.chain.from_iterable(v.attributes.get("bounds") or () for v in problem.variables()):
+        for p in limit.parameters() if isinstance(limit, cp.Expression) else ():
+            p.value = np.asarray(values[p], dtype=float)
     rows = [c.tree_copy(swap) for c in problem.constraints]
     return cp.Problem(type(problem.objective)(problem.objective.expr.tree_copy(swap)), rows)
 
@@ -65,8 +73,10 @@ def solved(problem: cp.Problem) -> float:
     sign = 1.0 if isinstance(problem.objective, cp.Minimize) else -1.0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        value = problem.solve(solver=cp.CLARABEL, tol_gap_abs=1e-10, tol_gap_rel=1e-10, tol_feas=1e-10)
-    return float(sign * value)
+        try:
+            return float(sign * problem.solve(solver=cp.CLARABEL, tol_gap_abs=1e-10, tol_gap_rel=1e-10, tol_feas=1e-10))
+        except cp.SolverError:
+            return float(sign * problem.solve(solver=cp.CLARABEL))
 
 
 def objective_at(problem: cp.Problem, values: Mapping[Any, Any]) -> float:
@@ -75,45 +85,50 @@ def objective_at(problem: cp.Problem, values: Mapping[Any, Any]) -> float:
     return sign * float(np.squeeze(fixed(problem, values).objective.value))
 
 
-def violation_at(problem: cp.Problem, values: Mapping[Any, Any]) -> float:
-    """Largest violation of the constraints, signs and bounds of a problem at values of all its leaves."""
-    worst = [0.0]
-    for c in fixed(problem, values).constraints:
-        worst.append(float(np.max(c.violation())))
-    for v in problem.variables():
-        at = np.asarray(values[v])
+def violation_at(problem: cp.Problem, values: Mapping[Any, Any], owned: Iterable[cp.Variable] = ()) -> float:
+    """Largest violation of the constraints of a problem, and of the signs and bounds of `owned` variables, at values of all leaves."""
+    worst = [0.0, *(float(np.max(c.violation())) for c in fixed(problem, values).constraints)]
+    for v in owned:
+        at = np.asarray(values[v], dtype=float)
         for limit, side in zip(v.attributes.get("bounds") or (None, None), (1, -1), strict=True):
             if limit is not None:
-                limit = fixed(cp.Problem(cp.Minimize(cp.sum(limit))), {p: values[p] for p in limit.parameters()}).objective.expr.args[0].value if isinstance(limit, cp.Expression) else limit
-                worst.append(float(np.max(side * (limit - at))))
-        worst.append(float(np.max(-at)) if v.is_nonneg() else 0.0)
-        worst.append(float(np.max(at)) if v.is_nonpos() else 0.0)
+                worst.append(
+                    float(
+                        np.max(
+                            side
+                            * (np.asarray(values.get(limit, limit) if isinstance(limit, cp.Parameter) else limit) - at)
+                        )
+                    )
+                )
+        worst.append(float(np.max(-at)) if v.attributes["nonneg"] else 0.0)
+        worst.append(float(np.max(at)) if v.attributes["nonpos"] else 0.0)
     return max(worst)
 
 
-def reply(case: Case, leader: Mapping[Any, Any]) -> tuple[float, float]:
-    """The follower's optimum and, among its best answers, the leader's best objective subject to the upper constraints (optimistic)."""
+def reply(case: Case, leader: Mapping[Any, Any], unique: bool = True) -> float:
+    """The upper objective (minimised sense) where the leader decides so and the follower answers by Clarabel; inf where not allowed.
+
+    unique: the follower has one best answer. If not, it is the leader's favourite among those within 1e-8 of the best.
+    """
     known = {**case.values, **leader}
     below = fixed(case.lower, known)
     best = solved(below)
-    if not np.isfinite(best):
-        return best, np.inf
+    if not np.isfinite(best) or violation_at(cp.Problem(cp.Minimize(0)), known, leader) > 1e-9:
+        return np.inf
+    if unique:
+        at = {**known, **{v: v.value for v in case.responds}}
+        return np.inf if violation_at(case.upper, at) > 1e-7 else objective_at(case.upper, at)
     above = fixed(case.upper, known)
     sign = 1.0 if isinstance(below.objective, cp.Minimize) else -1.0
-    enough = sign * below.objective.expr <= best + 1e-7 * (1 + abs(best))
-    rows = [*above.constraints, *below.constraints]
-    if below.objective.variables():
-        rows.append(enough)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return best, solved(cp.Problem(above.objective, rows))
+    enough = [sign * below.objective.expr <= best + 1e-8] if below.objective.variables() else []
+    return solved(cp.Problem(above.objective, [*above.constraints, *below.constraints, *enough]))
 
 
 def check_point(case: Case, solution: bg.Solution, tolerance: float = 1e-6) -> None:
     """Assert that a solution is bilevel feasible and reports its own values rightly, by the user's objects and Clarabel alone."""
     at = {**case.values, **{v: solution[v] for v in (*case.leader, *case.responds)}}
-    assert violation_at(case.upper, at) <= tolerance
-    assert violation_at(case.lower, at) <= tolerance
+    assert violation_at(case.upper, at, case.leader) <= tolerance
+    assert violation_at(case.lower, at, case.responds) <= tolerance
     value, lower_value = objective_at(case.upper, at), objective_at(case.lower, at)
     assert abs(value - case.sense * solution.value) <= 1e-7 * (1 + abs(value))
     sign = 1.0 if isinstance(case.lower.objective, cp.Minimize) else -1.0
@@ -122,7 +137,7 @@ def check_point(case: Case, solution: bg.Solution, tolerance: float = 1e-6) -> N
     assert lower_value - best <= tolerance * (1 + abs(best)), (lower_value, best)
 
 
-def brute_force(case: Case, grid: Mapping[Any, Sequence[Any]], polish: int = 3) -> float:
+def brute_force(case: Case, grid: Mapping[Any, Sequence[Any]], *, polish: int = 3, unique: bool = True) -> float:
     """The least upper objective (minimised sense) over a grid of leader decisions, refined around its best points.
 
     grid: for each leader variable the values to try, in its own shape. An upper bound on the bilevel optimum, near it if the grid is.
@@ -134,14 +149,21 @@ def brute_force(case: Case, grid: Mapping[Any, Sequence[Any]], polish: int = 3) 
         for v in leaders:
             out[v] = x[start : start + v.size].reshape(v.shape, order="F")
             start += v.size
-        return reply(case, out)[1]
+        return reply(case, out, unique)
 
     def flat(point: Sequence[Any]) -> np.ndarray:
         return np.concatenate([np.ravel(np.asarray(p, dtype=float), order="F") for p in point])
 
     points = [flat(p) for p in itertools.product(*grid.values())]
     scores = [at(x) for x in points]
-    step = max((float(np.min(np.diff(np.unique([p[i] for p in points])))) for i in range(len(points[0])) if len({p[i] for p in points}) > 1), default=0.1)
+    step = max(
+        (
+            float(np.min(np.diff(np.unique([p[i] for p in points]))))
+            for i in range(len(points[0]))
+            if len({p[i] for p in points}) > 1
+        ),
+        default=0.1,
+    )
     order = np.argsort(scores)[:polish]
     best = float(np.min(scores))
     for k in order:
@@ -222,7 +244,9 @@ def random_quadratic(shape: tuple[int, int, int], seed: int, *, linked: bool | N
     attributes = {"P": {"PSD": True}, "Q": {"PSD": True}, "weight": {"nonneg": True}}
     constants = set() if linked else {"B", "C"}
     constants |= set() if e else {"H", "h", "E", "e"}
-    p = {key: cp.Parameter(v.shape, name=key, **attributes.get(key, {})) for key, v in d.items() if key not in constants}
+    p = {
+        key: cp.Parameter(v.shape, name=key, **attributes.get(key, {})) for key, v in d.items() if key not in constants
+    }
     x, y = cp.Variable(n, name="x"), cp.Variable(m, name="y")
     above = [p["G"] @ x + p["J"] @ y <= p["g"], x <= p["top"]]
     if e:
@@ -235,8 +259,18 @@ def random_quadratic(shape: tuple[int, int, int], seed: int, *, linked: bool | N
         shift, cost = d["B"] @ x, d["C"] @ x
     below = [p["A"] @ y + shift <= p["b"], *([p["H"] @ y == p["h"]] if e else [])]
     lower = cp.quad_form(y, p["P"]) / 2 + cp.sum_squares(p["L"] @ y - p["r"]) / 2 + cost @ y + p["w"] @ y
-    upper = cp.quad_form(x, p["Q"]) / 2 + p["weight"] @ cp.square(y) + cp.sum_squares(y - p["target"]) + p["c"] @ x + cp.sum_squares(p["T"] @ y)
+    upper = (
+        cp.quad_form(x, p["Q"]) / 2
+        + p["weight"] @ cp.square(y)
+        + cp.sum_squares(y - p["target"])
+        + p["c"] @ x
+        + cp.sum_squares(p["T"] @ y)
+    )
     values = {p[key]: v for key, v in d.items() if key in p}
     return RandomQuadratic(
-        cp.Problem(cp.Minimize(upper), above), cp.Problem(cp.Minimize(lower), below), [y], values=values, arrays={**d, "x0": x0}
+        cp.Problem(cp.Minimize(upper), above),
+        cp.Problem(cp.Minimize(lower), below),
+        [y],
+        values=values,
+        arrays={**d, "x0": x0},
     )

@@ -1,8 +1,9 @@
-"""Systems of equations that are quadratic in their unknowns and inputs, kept as one list of terms: values and exact derivatives.
+"""Systems of equations that are quadratic in their unknowns and inputs, kept as one list of terms: values and exact
+derivatives.
 
-The optimality conditions of a follower with linear constraints and a quadratic objective are of this kind: every term is
-a number times a product of two of (leader variable or parameter, follower variable or multiplier, one). So their Jacobian,
-their Hessian and the mixed derivatives with respect to parameters cost one pass over the list each.
+The optimality conditions of a follower with linear constraints and a quadratic objective are of this kind: every
+term is a number times a product of two of (leader variable or parameter, follower variable or multiplier, one). So
+their Jacobian, their Hessian and the mixed derivatives with respect to parameters cost one pass over the list each.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ class Pattern:
 
 @dataclass(frozen=True, eq=False)
 class Bilinear:
-    """The system r_k(v, theta) = sum over terms t with row_t = k of coefficient_t * e[left_t] * e[right_t], e = (v, theta, 1).
+    """The system r_k(v, theta) = sum over terms t with row_t = k of coefficient_t * e[left_t] * e[right_t], e = (v,
+    theta, 1).
 
     count: number of rows. unknowns: length of v. size: length of e.
     """
@@ -91,7 +93,7 @@ class Bilinear:
         return self.hessian_at(coefficient * multipliers[row])
 
     def pull(self, e: np.ndarray, multipliers: np.ndarray, dv: np.ndarray, dm: np.ndarray) -> np.ndarray:
-        """Gradient over the inputs theta of dv' d/dv (multipliers' r) + dm' r: what an adjoint needs of the mixed derivatives."""
+        """Gradient over the inputs theta of dv' d/dv (multipliers' r) + dm' r, as an adjoint needs it."""
         row, factor, other, coefficient = self._slopes
         moved = np.r_[dv, np.zeros(self.size - self.unknowns)]
         weight = coefficient * (multipliers[row] * moved[other] + dm[row] * e[other])

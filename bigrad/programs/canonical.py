@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import cvxpy as cp
 import numpy as np
 import scipy.sparse as sp
-from cvxpy.atoms.affine.binary_operators import MulExpression, multiply
+from cvxpy.atoms.affine.binary_operators import DivExpression, MulExpression, multiply
+from cvxpy.atoms.affine.sum import Sum
 from cvxpy.atoms.elementwise.power import Power, PowerApprox
 from cvxpy.atoms.quad_form import QuadForm
 from cvxpy.atoms.quad_over_lin import quad_over_lin
@@ -136,14 +137,38 @@ def _definitions(A: sp.coo_array, rows: int, equalities: int, spare: np.ndarray)
 
 
 def terms(expression: cp.Expression) -> list[cp.Expression]:
-    """The summands of an expression, signs and constant scalar factors pushed inwards."""
+    """The summands of an expression, with signs, constant factors and sums over entries pushed inwards."""
     if isinstance(expression, cp.atoms.affine.add_expr.AddExpression):
         return [t for arg in expression.args for t in terms(arg)]
-    if isinstance(expression, cp.atoms.affine.unary_operators.NegExpression):
-        return [-t for t in terms(expression.args[0])]
-    if isinstance(expression, multiply) and expression.args[0].is_constant() and expression.args[0].ndim == 0:
-        return [cp.multiply(expression.args[0], t) for t in terms(expression.args[1])]
-    return [expression]
+    linear = isinstance(expression, cp.atoms.affine.unary_operators.NegExpression | Sum | multiply | MulExpression | DivExpression)
+    inside = [k for k, arg in enumerate(expression.args) if not arg.is_constant()]
+    if not linear or len(inside) != 1:
+        return [expression]
+    k, args = inside[0], list(expression.args)
+    parts = terms(args[k])
+    if len(parts) == 1 or any(t.shape != args[k].shape for t in parts):
+        return [expression]
+    return [expression.copy([*args[:k], t, *args[k + 1 :]]) for t in parts]
+
+
+def beyond_affine(expression: cp.Expression) -> cp.Expression | None:
+    """The first subexpression in which parameters enter other than affinely: a product of two, a function of one; None if none does.
+
+    A square of an expression affine in parameters is fine: it stays factored.
+    """
+    if not expression.parameters():
+        return None
+    with scopes.dpp_scope():
+        if expression.is_affine():
+            return None
+    if not expression.variables():
+        return expression
+    if isinstance(expression, multiply | MulExpression | DivExpression | quad_over_lin | QuadForm):
+        a, b = expression.args
+        split = isinstance(expression, DivExpression | quad_over_lin) and b.parameters()
+        if split or (a.parameters() and b.parameters() and not (a.variables() and b.variables())):
+            return expression
+    return next((found for arg in expression.args if (found := beyond_affine(arg)) is not None), None)
 
 
 def is_quadratic(expression: cp.Expression) -> bool:
@@ -156,7 +181,7 @@ def is_quadratic(expression: cp.Expression) -> bool:
             return is_quadratic(b if a.is_constant() else a)
         return a.is_affine() and b.is_affine()
     if isinstance(expression, Power | PowerApprox):
-        return expression.args[0].is_affine() and float(expression.p.value) in (1.0, 2.0)
+        return expression.args[0].is_affine() and not expression.p.parameters() and float(expression.p.value) in (1.0, 2.0)
     if isinstance(expression, quad_over_lin):
         return expression.args[0].is_affine() and expression.args[1].is_constant()
     if isinstance(expression, QuadForm):

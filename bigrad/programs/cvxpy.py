@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +21,7 @@ from bigrad.programs.smooth import Smooth
 from bigrad.quadratic import Maps
 from bigrad.solution import DeclarationError
 
+PRECISE = {"tol_gap_abs": 1e-10, "tol_gap_rel": 1e-10, "tol_feas": 1e-10}
 SIGNS = {"nonneg": 1, "pos": 1, "nonpos": -1, "neg": -1}
 
 
@@ -47,7 +50,7 @@ def declare(upper: cp.Problem, lower: cp.Problem, responds: Sequence[cp.Variable
     level = canonical.level(cone, [source.plain[v.id] for v in roles.follower], inputs)
 
     sign = 1.0 if isinstance(upper.objective, cp.Minimize) else -1.0
-    objective = (sign * upper.objective.expr).tree_copy(plain)
+    objective = (upper.objective.expr if sign > 0 else -upper.objective.expr).tree_copy(plain)
     above = [c.tree_copy(plain) for c in (*upper.constraints, *shared)] + _attributes(roles.leader, plain)
     maps, convex, reason = _quadratic(objective, above, level, roles, source)
     smooth = Smooth(
@@ -163,24 +166,25 @@ def _check_lower(problem: cp.Problem, roles: _Roles, leader: Mapping[int, cp.Var
         if not piece.is_dcp():
             culprit = _smallest(piece, lambda e: e.is_convex() or e.is_concave())
             raise DeclarationError(
-                f"The lower problem is not convex in the follower's variables: the {what} {_named(piece, leader)} breaks CVXPY's DCP rules"
-                f" at {_named(culprit, leader)}. Only a convex lower level is decided by its optimality conditions."
+                f"The lower problem is not convex in the follower's variables: the {what} {_named(piece)} breaks CVXPY's DCP rules"
+                f" at {_named(culprit)}. Only a convex lower level is decided by its optimality conditions."
             )
     with scopes.dpp_scope(), scopes.quad_form_dpp_scope():
         for what, piece in pieces:
             if not piece.is_dcp():
                 culprit = _smallest(piece, lambda e: e.is_convex() or e.is_concave())
-                text, names = _named(culprit, leader), [p.name() for p in culprit.parameters() if p.id not in leader]
+                culprit = next((a for a in culprit.args if a.parameters() and not a.variables() and a.args), culprit)
+                text, names = _named(culprit), [p.name() for p in culprit.parameters() if p.id not in leader]
                 xs = [leader[p.id].name() for p in culprit.parameters() if p.id in leader]
                 why = "it is not affine in the parameters"
                 if names and xs:
                     why = f"it multiplies parameter '{names[0]}' by upper variable '{xs[0]}', which is a parameter to the follower"
                 elif xs:
                     why = f"it is not affine in upper variable '{xs[0]}', which is a parameter to the follower"
+                advice = f"Introduce an upper variable z with the upper constraint z == {text} and use z" if xs else "Make it one parameter"
                 raise DeclarationError(
-                    f"The lower problem is not DPP in the upper variables and parameters: in the {what} {_named(piece, leader)}, look at {text}: "
-                    f"{why}. Introduce an upper variable z with the upper constraint z == {text} and use z"
-                    f"{'' if xs else ', or make it one parameter'}."
+                    f"The lower problem is not DPP in the upper variables and parameters: in the {what} {_named(piece)}, look at {text}: "
+                    f"{why}. {advice}."
                 )
 
 
@@ -196,7 +200,7 @@ def _all_fine(expression: Any, fine: Any) -> bool:
     return all(fine(arg) and _all_fine(arg, fine) for arg in expression.args)
 
 
-def _named(expression: Any, leader: Mapping[int, cp.Variable]) -> str:
+def _named(expression: Any) -> str:
     text = str(expression.expr if isinstance(expression, cp.Minimize | cp.Maximize) else expression)
     return text if len(text) < 200 else text[:200] + "…"
 
@@ -214,20 +218,34 @@ def _quadratic(objective: cp.Expression, above: list[cp.Constraint], level: Leve
         if not all(t.is_convex() or canonical.is_quadratic(t) for t in parts):
             return None, False, "the upper objective is neither quadratic nor convex"
         objective = sum(t if t.is_convex() else canonical.without_products(t) for t in parts)
-    with scopes.dpp_scope(), scopes.quad_form_dpp_scope():
-        if not objective.is_dcp() and convex:
-            raise DeclarationError(f"The upper objective {objective} is not DPP: a product of two parameters, or a function of one, must become one parameter.")
     for c in above:
         if not c.is_dcp():
             return None, False, f"the upper constraint {c} is not convex"
-        with scopes.dpp_scope():
-            if not c.is_dcp():
-                raise DeclarationError(f"The upper constraint {c} is not DPP: a product of two parameters, or a function of one, must become one parameter.")
+    _check_upper(objective, above, convex)
+    if not any(e.variables() for e in (objective, *above)):  # CVXPY stuffs no problem without variables
+        objective += 0.0 * cp.sum(source.plain[roles.follower[0].id])
     cone = canonical.stuff(objective, above)
     if beyond := canonical.cones_beyond_linear(cone):
         return None, False, f"the upper level needs the cones {', '.join(beyond)}"
     variables = [source.plain[v.id] for v in (*roles.leader, *roles.follower)]
     return _maps(canonical.level(cone, variables, roles.parameters), level, roles, source, stand_ins), convex, ""
+
+
+def _check_upper(objective: cp.Expression, above: list[cp.Constraint], convex: bool) -> None:
+    """The upper level must be affine in its parameters (DPP); curvature is not asked of an objective that is not convex."""
+    for what, piece in [("objective", objective), *(("constraint", c) for c in above)]:
+        culprit = next((found for arg in _roots(piece) if (found := canonical.beyond_affine(arg)) is not None), None)
+        with scopes.dpp_scope(), scopes.quad_form_dpp_scope():
+            if culprit is None and (convex or piece is not objective) and not piece.is_dcp():
+                culprit = _smallest(piece, lambda e: e.is_convex() or e.is_concave())
+        if culprit is not None:
+            raise DeclarationError(
+                f"The upper {what} {_named(piece)} is not DPP at {_named(culprit)}: a product of two parameters, or a function of one, must become one parameter."
+            )
+
+
+def _roots(piece: Any) -> list[cp.Expression]:
+    return [piece] if isinstance(piece, cp.Expression) else piece.args
 
 
 def _maps(upper: Level, lower: Level, roles: _Roles, source: _Source, stand_ins: list[int]) -> Maps:
@@ -304,6 +322,7 @@ class _Source:
         self.stand_in = {v.id: cp.Parameter(v.shape, name=v.name(), nonneg=v.is_nonneg(), nonpos=v.is_nonpos() and not v.is_nonneg()) for v in roles.leader}
         self.answer = {v.id for v in roles.follower}
         self.below = self._below()
+        self.turn = threading.RLock()  # the user's leaves hold one call's values at a time
 
     def _below(self) -> cp.Problem:
         """The follower's problem: minimised, leader variables as parameters, terms that it cannot influence dropped."""
@@ -318,22 +337,31 @@ class _Source:
         return cp.Problem(cp.Minimize(objective.tree_copy(swap)), constraints)
 
     def publish(self, values: Mapping[Any, np.ndarray | None]) -> None:
-        for variable, value in values.items():
-            variable.save_value(value)
+        with self.turn:
+            for variable, value in values.items():
+                variable.save_value(value)
 
     def lower_value(self, inputs: Mapping[Any, np.ndarray], values: Mapping[Any, np.ndarray]) -> float:
-        with _at({**inputs, **values}):
-            return float(self.lower.objective.value)
+        with self.turn, _at({**inputs, **values}), np.errstate(all="ignore"):
+            value = self.lower.objective.value
+            return np.nan if value is None else float(value)
 
     def follower_gap(self, inputs: Mapping[Any, np.ndarray], values: Mapping[Any, np.ndarray]) -> float:
         """Lower objective at (x, y) minus its optimum at x by Clarabel, minimised sense; inf if Clarabel finds no optimum."""
         leader = {self.stand_in[v.id]: _within(values[v], self.stand_in[v.id]) for v in self.roles.leader}
-        with _at({**inputs, **leader}):
+        with self.turn, _at({**inputs, **leader}), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # CVXPY's own, that a solution may be inaccurate: the gap tells
             problem = cp.Problem(self.below.objective, self.below.constraints)
             with _at({self.plain[v.id]: values[v] for v in self.roles.follower}):
                 here = float(problem.objective.value)
-            problem.solve(solver=cp.CLARABEL)
-            return here - float(problem.value) if problem.status in cp.settings.SOLUTION_PRESENT else np.inf
+            for tolerances in (PRECISE, {}):  # x may lie on the edge of where the follower has an answer
+                try:
+                    problem.solve(solver=cp.CLARABEL, **tolerances)
+                except cp.SolverError:
+                    continue
+                if problem.status in cp.settings.SOLUTION_PRESENT:
+                    return here - float(problem.value)
+            return np.inf
 
 
 def _within(value: np.ndarray, parameter: cp.Parameter) -> np.ndarray:

@@ -1,9 +1,11 @@
-"""CVXPY's own derivative engine behind one door: the only module that touches its private classes (`Dnlp2Smooth`, `C_problem`).
+"""CVXPY's own derivative engine behind one door: the only module that touches its private classes (`Dnlp2Smooth`,
+`C_problem`).
 
-An upper level in plain variables and parameters becomes a smooth program in those variables and CVXPY's auxiliary ones (max, abs,
-log and others are rewritten with auxiliary variables), whose values, gradients, sparse Jacobians and Hessians come from
-C. Rules found by trial, each pinned by tests/test_engine.py: run `Dnlp2Smooth` first; evaluate the gradient and the Jacobian before the
-Hessian; for derivatives with respect to parameters, turn them into variables.
+An upper level in plain variables and parameters becomes a smooth program in those variables and CVXPY's auxiliary
+ones (max, abs, log and others are rewritten with auxiliary variables), whose values, gradients, sparse Jacobians and
+Hessians come from C. Rules found by trial, each pinned by tests/test_engine.py: run `Dnlp2Smooth` first; evaluate
+the gradient and the Jacobian before the Hessian; for derivatives with respect to parameters, turn them into
+variables.
 """
 
 from __future__ import annotations
@@ -31,8 +33,8 @@ INEQUALITIES = (Inequality, NonPos, NonNeg)
 class Canonical:
     """A smooth program in CVXPY's words: minimise `objective` subject to `inequalities` <= 0 and `equalities` == 0.
 
-    variables: the caller's that appear, then CVXPY's auxiliary ones. parameters: private copies, without attributes, of the caller's.
-    start: a value of each variable inside its domain, where every function can be evaluated.
+    variables: the caller's that appear, then CVXPY's auxiliary ones. parameters: private copies, without attributes,
+    of the caller's. start: a value of each variable inside its domain, where every function can be evaluated.
     """
 
     objective: cp.Expression
@@ -72,27 +74,27 @@ def canonicalise(
 class Engine:
     """Values and derivatives of a Canonical program at v, where variable i of CVXPY id `id` stands at `place[id]`.
 
-    promote: the parameters are unknowns too, and stand behind v, flattened, in the order of `Canonical.parameters`.
+    wanted: which parameters are unknowns too; entry k of all parameters, flattened and joined, stands at `size` + k.
     Holds one evaluation point; its caller keeps other threads out.
     """
 
-    def __init__(self, canonical: Canonical, place: Mapping[int, int], size: int, *, promote: bool = False):
+    def __init__(self, canonical: Canonical, place: Mapping[int, int], size: int, wanted: Sequence[bool] | None = None):
         goal, rows = canonical.objective, [*canonical.inequalities, *canonical.equalities]
         self.inequalities = sum(r.size for r in canonical.inequalities)
         self.equalities = sum(r.size for r in canonical.equalities)
-        where = dict(place)
-        values: dict[cp.Leaf, np.ndarray] = {v: np.ones(v.shape) for v in canonical.variables}
-        if promote:
-            stands = {id(p): cp.Variable(p.shape) for p in canonical.parameters}
+        where, self.size = dict(place), size
+        values: dict[Any, np.ndarray] = {v: np.ones(v.shape) for v in canonical.variables}
+        if wanted is not None:
+            stands = {id(p): cp.Variable(p.shape) for p, w in zip(canonical.parameters, wanted, strict=True) if w}
             goal, rows = goal.tree_copy(stands), [r.tree_copy(stands) for r in rows]
             for p in canonical.parameters:
-                where[stands[id(p)].id] = size
-                values[stands[id(p)]] = np.ones(p.shape)
-                size += p.size
+                if id(p) in stands:
+                    where[stands[id(p)].id] = self.size
+                    values[stands[id(p)]] = np.ones(p.shape)
+                self.size += p.size
         problem = cp.Problem(cp.Minimize(goal), [Zero(r) for r in rows])
         variables = problem.variables()
         columns = [where[v.id] + np.arange(v.size) for v in variables]
-        self.size = size
         self.columns = np.concatenate([*columns, np.zeros(0, int)]).astype(int)
         order = {p.id: k for k, p in enumerate(canonical.parameters)}
         self._inputs = [order[p.id] for p in problem.parameters()]
@@ -111,7 +113,8 @@ class Engine:
         return Pattern.of(np.maximum(a, b), np.minimum(a, b))
 
     def give(self, theta: Sequence[np.ndarray]) -> None:
-        """Set the parameters, flattened, in the order of `Canonical.parameters`; not for a promoted engine."""
+        """Set the parameters, flattened, in the order of `Canonical.parameters`."""
+        self.theta = theta
         if self._inputs:
             self._c.update_params(np.concatenate([theta[k] for k in self._inputs]).astype(float))
         self._point = None
@@ -162,10 +165,12 @@ class Engine:
     def audit(self, canonical: Canonical) -> bool:
         """Whether the engine's values agree with CVXPY's own at a random point and random parameters."""
         rng = np.random.default_rng(0)
-        leaves: dict[cp.Leaf, np.ndarray] = {v: rng.uniform(0.5, 1.5, v.shape) for v in (*canonical.variables, *canonical.parameters)}
+        leaves: dict[Any, np.ndarray] = {
+            v: rng.uniform(0.5, 1.5, v.shape) for v in (*canonical.variables, *canonical.parameters)
+        }
         with _At(leaves), np.errstate(all="ignore"):
-            rows = [np.ravel(r.value, order="F") for r in (*canonical.inequalities, *canonical.equalities)]
-            expected = np.concatenate([np.atleast_1d(np.squeeze(canonical.objective.value)), *rows])
+            pieces: list[Any] = [canonical.objective, *canonical.inequalities, *canonical.equalities]
+            expected = np.concatenate([np.ravel(piece.value, order="F") for piece in pieces])
             short = [np.ravel(leaves[v], order="F") for v in self._order(canonical)]
             v = np.zeros(self.size)
             v[self.columns] = np.concatenate([*short, np.zeros(0)])
@@ -195,7 +200,7 @@ def _row(constraint: cp.Constraint, swap: Mapping[int, Any]) -> cp.Constraint:
     return expression >= 0 if isinstance(constraint, NonNeg) else expression <= 0
 
 
-def _expanded(expression: cp.Expression) -> cp.Expression:
+def _expanded(expression: Any) -> Any:
     """Write quadratic forms whose matrix has parameters as x'(Px): only so can these parameters become variables."""
     if not expression.args:
         return expression

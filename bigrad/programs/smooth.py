@@ -1,15 +1,18 @@
-"""A bilevel program whose upper level is smooth but not quadratic: a smooth program with complementarity pairs, and its adjoint.
+"""A bilevel program whose upper level is smooth but not quadratic: a smooth program with complementarity pairs, and
+its adjoint.
 
     min over v of F(v; theta)  with  r(v; theta) == 0 or <= 0,   lam_i >= 0, s_i >= 0, lam_i s_i == 0
 
-v = (x, y, extra, lam, nu): leader variables, follower variables, auxiliary variables of both levels, the follower's multipliers.
-The rows r are, in this order, the follower's stationarity P u + q - A'lam + H'nu, minus its slacks -s, its equalities, the upper
-inequalities and the upper equalities. The first three come from CVXPY's cone program of the lower level and are bilinear, the last two
-and F from CVXPY's derivative engine. With m = (sigma, kappa, eta, gamma, eps) the multipliers of r, the unknown is w = (v, m) and
+v = (x, y, extra, lam, nu): leader variables, follower variables, auxiliary variables of both levels, the follower's
+multipliers. The rows r are, in this order, the follower's stationarity P u + q - A'lam + H'nu, minus its slacks -s,
+its equalities, the upper inequalities and the upper equalities. The first three come from CVXPY's cone program of
+the lower level and are bilinear, the last two and F from CVXPY's derivative engine. With m = (sigma, kappa, eta,
+gamma, eps) the multipliers of r, the unknown is w = (v, m) and
 
     L(w) = F(v) + m'r(v) - tau'lam,
 
-so that stationarity in lam gives tau. Signs and order are those of bigrad/quadratic.py, of which this is the general form.
+so that stationarity in lam gives tau. Signs and order are those of bigrad/quadratic.py, of which this is the general
+form.
 """
 
 from __future__ import annotations
@@ -19,7 +22,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from itertools import pairwise
+from typing import Any
 
 import cvxpy as cp
 import numpy as np
@@ -31,57 +35,20 @@ from cvxpy.utilities import scopes
 from bigrad.linear import solve_free
 from bigrad.programs.bilinear import Bilinear, entries
 from bigrad.programs.engine import EQUALITIES, INEQUALITIES, Canonical, Engine, bounds, canonicalise
+from bigrad.programs.system import Layout, System
 from bigrad.solution import DeclarationError
 
 LOST = 1e-6
-"""An adjoint equation of a singular matrix counts as unsolvable if its error is above this, relative to the cotangent."""
-
-
-class Layout(NamedTuple):
-    """Sizes of the parts of w: leader, follower and auxiliary variables, pairs, follower equalities, then rows of stationarity,
-    upper inequalities and upper equalities.
-    """
-
-    x: int
-    y: int
-    extra: int
-    pairs: int
-    equalities: int
-    stationarity: int
-    upper: int
-    upper_equalities: int
-
-    @property
-    def primal(self) -> int:
-        """Length of v = (x, y, extra, lam, nu)."""
-        return sum(self[:5])
-
-    @property
-    def blocks(self) -> list[slice]:
-        """Slices of w = (x, y and extra, lam, nu, sigma, kappa, eta, gamma, eps)."""
-        x, y, extra, pairs, equalities, stationarity, *upper = self
-        ends = np.cumsum([0, x, y + extra, pairs, equalities, stationarity, pairs, equalities, *upper])
-        return [slice(int(a), int(b)) for a, b in zip(ends[:-1], ends[1:], strict=True)]
-
-
-class Follower(NamedTuple):
-    """The lower level at a fixed x, over all of its variables u: min 1/2 u'Pu + q'u, A u + b >= 0, H u + h == 0; `at`: u's place in v."""
-
-    P: np.ndarray
-    q: np.ndarray
-    A: np.ndarray
-    b: np.ndarray
-    H: np.ndarray
-    h: np.ndarray
-    at: np.ndarray
+"""The adjoint equation of a singular matrix counts as unsolvable if it is off by more than this, relatively."""
 
 
 @dataclass(frozen=True, eq=False)
 class Smooth:
-    """The smooth form of a bilevel program, compiled when first used; safe to share between threads, which then take turns.
+    """The smooth form of a bilevel program, compiled once; safe to share between threads, which then take turns.
 
-    objective: minimised, and constraints: of the upper level, in plain variables. leader, follower: those variables. parameters: the
-    user's. cone: CVXPY's cone program of the lower level, in the parameters and the stand-ins, one for each leader variable.
+    objective: minimised, and constraints: of the upper level, in plain variables. leader, follower: those variables.
+    parameters: the user's. cone: CVXPY's cone program of the lower level, in the parameters and the stand-ins, one
+    for each leader variable.
     """
 
     objective: cp.Expression
@@ -94,17 +61,24 @@ class Smooth:
     _lock: Any = field(default_factory=threading.RLock, init=False, repr=False)
 
     def check(self, reason: str) -> None:
-        """Raise DeclarationError where the derivative engine cannot take the upper level; `reason`: why it is not quadratic."""
+        """Compile, and raise DeclarationError where the derivative engine cannot take the upper level.
+
+        reason: why the program is not quadratic.
+        """
         lead = f"The upper level is not quadratic ({reason}), so it must be smooth"
         for piece in (self.objective, *self.constraints):
             what = "objective" if piece is self.objective else "constraint"
             if not isinstance(piece, (cp.Expression, *EQUALITIES, *INEQUALITIES)):
-                raise DeclarationError(f"{lead}; the constraint {piece} is a cone, which has no smooth form here. Write it with norms or squares.")
+                raise DeclarationError(
+                    f"{lead}, and the constraint {piece} is a cone without a smooth form. "
+                    "Write it with norms or squares."
+                )
             if not (piece.is_linearizable_convex() if isinstance(piece, cp.Expression) else piece.is_dnlp()):
                 culprit = _culprit(piece)
                 raise DeclarationError(
-                    f"{lead}, and the {what} {piece} breaks CVXPY's rules for nonlinear programs (DNLP) at {culprit}: a kink may only stand "
-                    "where minimising presses it down. Replace it by a smooth expression, or by a variable with constraints."
+                    f"{lead}, and the {what} {piece} breaks CVXPY's rules for nonlinear programs (DNLP) at {culprit}: "
+                    "a kink may stand only where a better objective straightens it, like max in a cost. Use a smooth "
+                    "expression there, or a variable with constraints."
                 )
             for bad, advice in _beyond_affine(piece):
                 raise DeclarationError(
@@ -118,7 +92,9 @@ class Smooth:
                 f"{lead}, and CVXPY's derivative engine cannot take {culprit}: {error} Write it with other functions."
             ) from None
         if not agree:
-            raise DeclarationError(f"{lead}, but CVXPY's derivative engine evaluates it wrongly; please report the expression {self.objective}.")
+            raise DeclarationError(
+                f"{lead}, but CVXPY's derivative engine evaluates it wrongly. Please report it: {self.objective}."
+            )
 
     def _takes(self, piece: Any) -> bool:
         """Whether the engine takes this piece alone."""
@@ -142,7 +118,7 @@ class Smooth:
         return tuple(v for v in self._canonical.variables if v.id not in own)
 
     @cached_property
-    def _columns(self) -> np.ndarray:
+    def columns(self) -> np.ndarray:
         """Place in v of each variable of the cone program."""
         ends = np.cumsum([0, *(v.size for v in (*self.leader, *self.follower))])
         places = dict(zip((v.id for v in (*self.leader, *self.follower)), ends[:-1], strict=True))
@@ -184,7 +160,7 @@ class Smooth:
         variables = (*self.leader, *self.follower, *self._extra)
         starts = np.cumsum([0, *(v.size for v in variables)])
         place = {v.id: int(s) for v, s in zip(variables, starts, strict=False)}
-        behind = int((self._columns >= self.layout.x + self.layout.y).sum())
+        behind = int((self.columns >= self.layout.x + self.layout.y).sum())
         return {i: s + (behind if i in {v.id for v in self._extra} else 0) for i, s in place.items()}
 
     @cached_property
@@ -192,8 +168,14 @@ class Smooth:
         return Engine(self._canonical, self._place, self.layout.primal)
 
     @cached_property
-    def _promoted(self) -> Engine:
-        return Engine(self._canonical, self._place, self.layout.primal, promote=True)
+    def _promoted(self) -> dict[tuple[bool, ...], Engine]:
+        return {}
+
+    def promoted(self, wanted: tuple[bool, ...]) -> Engine:
+        """The engine with the wanted parameters as unknowns, for derivatives with respect to them; kept for later."""
+        if wanted not in self._promoted:
+            self._promoted[wanted] = Engine(self._canonical, self._place, self.layout.primal, wanted)
+        return self._promoted[wanted]
 
     @cached_property
     def domain(self) -> tuple[np.ndarray, np.ndarray]:
@@ -215,7 +197,7 @@ class Smooth:
         return np.clip(v, *self.domain)
 
     @cached_property
-    def _inputs(self) -> np.ndarray:
+    def inputs(self) -> np.ndarray:
         """Place in e = (v, theta, 1) of each column of the cone program's tensors."""
         layout, at = self.layout, {}
         offset = 0
@@ -227,18 +209,19 @@ class Smooth:
             at[p.id] = offset
             offset += p.size
         place = np.full(self.cone.q.shape[1], offset)
-        for i, column in self.cone.param_id_to_col.items():
-            if i in at:
-                place[column : column + self.cone.param_id_to_size[i]] = at[i] + np.arange(self.cone.param_id_to_size[i])
+        for i, start in at.items():
+            if i in self.cone.param_id_to_col:
+                steps = np.arange(self.cone.param_id_to_size[i])
+                place[self.cone.param_id_to_col[i] + steps] = start + steps
         return place
 
     @cached_property
-    def _lower(self) -> Bilinear:
+    def lower(self) -> Bilinear:
         """The follower's stationarity, minus its slacks, and its equalities."""
-        layout, cone, place = self.layout, self.cone, self._inputs
+        layout, cone, place = self.layout, self.cone, self.inputs
         n, equalities = cone.x.size, layout.equalities
         size = layout.primal + sum(p.size for p in self.parameters) + 1
-        one, u = size - 1, np.r_[self._columns, size - 1]
+        one, u = size - 1, np.r_[self.columns, size - 1]
         _, _, lam, nu, _, kappa, eta, *_ = layout.blocks
         multiplier = np.r_[np.arange(nu.start, nu.stop), np.arange(lam.start, lam.stop)]
         row_at = np.r_[np.arange(eta.start, eta.stop), np.arange(kappa.start, kappa.stop)] - layout.primal
@@ -256,7 +239,9 @@ class Smooth:
         r, c, k, value = r[inside], c[inside], k[inside], value[inside]
         terms.append((c, place[k], multiplier[r], np.where(r < equalities, value, -value)))
         row, left, right, coefficient = (np.concatenate(parts) for parts in zip(*terms, strict=True))
-        return Bilinear(layout.stationarity + layout.pairs + layout.equalities, layout.primal, size, row, left, right, coefficient)
+        return Bilinear(
+            layout.stationarity + layout.pairs + layout.equalities, layout.primal, size, row, left, right, coefficient
+        )
 
     @contextmanager
     def at(self, theta: Sequence[np.ndarray]) -> Iterator[System]:
@@ -266,132 +251,45 @@ class Smooth:
             yield System(self, self._engine, np.concatenate([*theta, np.ones(1)]).astype(float))
 
     def adjoint(
-        self, theta: Sequence[np.ndarray], w: np.ndarray, free: np.ndarray, cotangent: np.ndarray
+        self,
+        theta: Sequence[np.ndarray],
+        w: np.ndarray,
+        free: np.ndarray,
+        cotangent: np.ndarray,
+        wanted: Sequence[bool] | None = None,
     ) -> tuple[tuple[np.ndarray, ...], bool]:
-        """Gradients of cotangent'z with respect to each flat parameter, and whether there is none.
+        """Gradients of cotangent'z with respect to each flat parameter, and whether they do not exist.
 
-        w and free: one row of an Outcome. cotangent: over z. One symmetric solve with the KKT matrix, the unknowns that are not `free`
-        held where they are. There is no gradient (the minimum-norm choice is returned) where that matrix is singular and the cotangent
-        outside its range. Parameters become variables of the engine for this, matrices included: with matrix parameters
-        of some thousand entries in the upper level the Hessian fills up and the call is slow; those of the lower level cost nothing.
+        w and free: one row of an Outcome. cotangent: over z. wanted: which parameters need a gradient (default: all);
+        the others get none of the upper level's. One symmetric solve with the KKT matrix, the unknowns that are not
+        `free` held at zero. Where that matrix is singular and the cotangent outside its range there is no gradient,
+        and the minimum-norm choice is returned. Wanted parameters of the upper level become unknowns of the engine;
+        matrices of some thousand entries make that slow, those of the lower level cost nothing.
         """
-        n = self.layout.primal
+        n, chosen = self.layout.primal, tuple(wanted or [True] * len(self.parameters))
         rhs = np.zeros(len(w))
         rhs[: len(cotangent)] = cotangent
         with self.at(theta) as system:
             matrix = system.matrix(w)
             u, singular = solve_free(matrix[None], free[None], rhs[None])
-            pulled = -system.pull(w, u[0, :n], u[0, n:])
+            pulled = -system.pull(w, u[0, :n], u[0, n:], chosen)
         gap = abs((matrix @ u[0] - rhs) * free).max(initial=0.0)
-        ends = np.cumsum([p.size for p in self.parameters])[:-1] if self.parameters else []
-        gradients = tuple(np.split(pulled, ends)) if self.parameters else ()
-        return gradients, bool(singular[0]) and gap > LOST * abs(rhs).max(initial=0.0)
+        ends = np.cumsum([0, *(p.size for p in self.parameters)])
+        gradients = tuple(pulled[a:b] for a, b in pairwise(ends))
+        return gradients, bool(singular[0]) and bool(gap > LOST * abs(rhs).max(initial=0.0))
 
     @cached_property
     def convex(self) -> bool:
-        """Whether forgetting that the follower optimises leaves a convex program, whose optimum is then a proven bound."""
-        terms, layout = self._lower, self.layout
+        """Whether forgetting that the follower optimises leaves a convex program, whose optimum is a proven bound."""
+        terms, layout = self.lower, self.layout
         inside = (terms.left < layout.primal) & (terms.right < layout.primal)
         crossed = inside & (terms.row >= layout.stationarity)
         upper = self.objective.is_convex() and all(c.is_dcp() for c in self.constraints)
         return bool(upper and not crossed.any())
 
 
-class System:
-    """A Smooth program at fixed parameter values: the functions that a solver calls, at v or at w = (v, m)."""
-
-    def __init__(self, smooth: Smooth, engine: Engine, tail: np.ndarray):
-        self.smooth, self.engine, self.tail = smooth, engine, tail
-        self.layout = smooth.layout
-        self.lower = smooth._lower
-        self.low, self.high = smooth.domain
-        self.origin = smooth.origin
-        n, count = self.layout.primal, self.lower.count
-        self.below = np.flatnonzero(np.isfinite(self.low[: n - self.layout.pairs - self.layout.equalities]))
-        self.above = np.flatnonzero(np.isfinite(self.high))
-        self.bound_columns = bound = np.r_[self.below, self.above]
-        self.bound_rows = count + engine.inequalities + np.arange(len(bound))
-        self._slot = count + np.r_[np.arange(engine.inequalities), engine.inequalities + len(bound) + np.arange(engine.equalities)]
-        self._signs = np.r_[-np.ones(len(self.below)), np.ones(len(self.above))]
-        self.jacobian_at = (
-            np.r_[self.lower.jacobian_at.rows, self._slot[engine.jacobian_at.rows], self.bound_rows],
-            np.r_[self.lower.jacobian_at.columns, engine.jacobian_at.columns, bound],
-        )
-        self.hessian_at = (
-            np.r_[self.lower.hessian_at.rows, engine.hessian_at.rows],
-            np.r_[self.lower.hessian_at.columns, engine.hessian_at.columns],
-        )
-
-    def objective(self, v: np.ndarray) -> float:
-        """F(v)."""
-        return self.engine.objective(v)
-
-    def gradient(self, v: np.ndarray) -> np.ndarray:
-        """Gradient of F, dense."""
-        return self.engine.gradient(v)
-
-    def rows(self, v: np.ndarray) -> np.ndarray:
-        """All rows r(v), in the order of m."""
-        upper, k = self.engine.rows(v), self.engine.inequalities
-        bound = np.r_[self.low[self.below] - v[self.below], v[self.above] - self.high[self.above]]
-        return np.concatenate([self.lower.values(np.r_[v, self.tail]), upper[:k], bound, upper[k:]])
-
-    def jacobian(self, v: np.ndarray) -> np.ndarray:
-        """Entries of the Jacobian of r, at `jacobian_at`."""
-        return np.concatenate([self.lower.jacobian(np.r_[v, self.tail]), self.engine.jacobian(v), self._signs])
-
-    def hessian(self, v: np.ndarray, factor: float, m: np.ndarray) -> np.ndarray:
-        """Entries of the lower triangle of the Hessian of factor F + m'r, at `hessian_at`; entries may repeat."""
-        return np.concatenate([self.lower.hessian(m), self.engine.hessian(v, factor, m[self._slot])])
-
-    def matrix(self, w: np.ndarray) -> np.ndarray:
-        """The symmetric matrix of second derivatives of L at w, dense."""
-        n = self.layout.primal
-        v, m = w[:n], w[n:]
-        matrix = np.zeros((len(w), len(w)))
-        np.add.at(matrix, self.hessian_at, self.hessian(v, 1.0, m))
-        matrix[:n, :n] += np.tril(matrix[:n, :n], -1).T
-        np.add.at(matrix, (n + self.jacobian_at[0], self.jacobian_at[1]), self.jacobian(v))
-        matrix[:n, n:] = matrix[n:, :n].T
-        return matrix
-
-    def residual(self, w: np.ndarray) -> np.ndarray:
-        """Gradient of L at w, tau left out."""
-        n = self.layout.primal
-        v, m = w[:n], w[n:]
-        pull = np.bincount(self.jacobian_at[1], self.jacobian(v) * m[self.jacobian_at[0]], n)
-        return np.concatenate([self.gradient(v) + pull, self.rows(v)])
-
-    def pull(self, w: np.ndarray, dv: np.ndarray, dm: np.ndarray) -> np.ndarray:
-        """Gradient with respect to all inputs, in one vector, of dv' dL/dv + dm' r at w."""
-        n, promoted = self.layout.primal, self.smooth._promoted
-        v, m = w[:n], w[n:]
-        total = self.lower.pull(np.r_[v, self.tail], m, dv, dm)
-        if not len(total):
-            return total
-        both = np.r_[v, self.tail[:-1]]
-        multipliers, moved = m[self._slot], np.r_[dv, np.zeros(len(total))]
-        rows, columns = promoted.hessian_at.rows, promoted.hessian_at.columns
-        mixed = (rows >= n) & (columns < n)
-        values = promoted.hessian(both, 1.0, multipliers)[mixed] * moved[columns[mixed]]
-        total = total + np.bincount(rows[mixed] - n, values, len(total))
-        rows, columns = promoted.jacobian_at.rows, promoted.jacobian_at.columns
-        mixed = columns >= n
-        values = promoted.jacobian(both)[mixed] * dm[self._slot][rows[mixed]]
-        return total + np.bincount(columns[mixed] - n, values, len(total))
-
-    def follower(self, x: np.ndarray) -> Follower:
-        """The lower level at x."""
-        cone, layout = self.smooth.cone, self.layout
-        inputs = np.r_[x, np.zeros(layout.primal - layout.x), self.tail][self.smooth._inputs]
-        n, rows, k = cone.x.size, cone.constr_size, layout.equalities
-        P = np.zeros((n, n)) if cone.P is None else (cone.P @ inputs).reshape(n, n)
-        A = (cone.A @ inputs).reshape(n + 1, rows).T
-        return Follower((P + P.T) / 2, (cone.q @ inputs)[:n], A[k:, :n], A[k:, n], A[:k, :n], A[:k, n], self.smooth._columns)
-
-
 def _culprit(piece: Any) -> Any:
-    """The first deepest subexpression that breaks the DNLP rules while its arguments keep them; the piece itself if none does."""
+    """The first deepest subexpression that breaks the DNLP rules while its arguments keep them."""
     for arg in piece.args:
         if not arg.is_dnlp():
             return _culprit(arg)

@@ -17,6 +17,8 @@ from bigrad.quadratic import Data, Sizes, kkt
 
 TOUCH = 1e-7
 """A slack or multiplier below this, relative to 1 + the largest value of its kind, counts as zero."""
+ROUGH = 1e-12
+"""A violation above this is worth a second step."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +48,13 @@ def settle(data: Data, sizes: Sizes, w: np.ndarray, tight: np.ndarray, *, convex
     better = np.maximum(after[0], after[1]) <= np.maximum(before[0], before[1])
     w = np.where(better[:, None], polished, w)
     residual, violation = (np.where(better, a, b) for a, b in zip(after, before, strict=True))
+    rough = np.flatnonzero(violation > ROUGH)
+    if len(rough):
+        snapped = _snap(matrix[rough], rhs[rough], sizes, w[rough])
+        dual, primal = _measure(matrix[rough], rhs[rough], sizes, snapped, free[rough])
+        gain = (primal < violation[rough]) & (dual <= np.maximum(residual[rough], violation[rough]))
+        at = rough[gain]
+        w[at], residual[at], violation[at] = snapped[gain], dual[gain], primal[gain]
     biactive, degenerate, strong = _kinks(matrix, rhs, sizes, w, free)
     flat = np.ones(len(w), bool) if convex else _curved(matrix, free, sizes)
     return Settled(w, free, residual, violation, biactive, degenerate, strong, flat, singular)
@@ -72,6 +81,21 @@ def _free(matrix: np.ndarray, rhs: np.ndarray, sizes: Sizes, w: np.ndarray, tigh
     free[:, at_lam] = tight & ~(both & (tau > near_zero(tau)))
     free[:, at_gamma] = (gamma > near_zero(gamma)) & (gap <= 10 * near_zero(gap))
     return free
+
+
+def _snap(matrix: np.ndarray, rhs: np.ndarray, sizes: Sizes, w: np.ndarray) -> np.ndarray:
+    """w with its primal part moved, as little as possible, onto every constraint that it touches.
+
+    At a degenerate vertex the constraints with multiplier zero are as real as the others, and the polish does not hold them.
+    """
+    lam, s, _, _, gap, _ = _slacks(matrix, rhs, sizes, w)
+    _, _, at_lam, _, _, at_kappa, _, at_gamma, _ = sizes.blocks
+    free, nearest, m = np.ones(w.shape, bool), matrix.copy(), sizes.primal
+    free[:, at_lam] = lam > near_zero(lam)
+    free[:, at_kappa], free[:, at_gamma] = s <= near_zero(s), gap <= near_zero(gap)
+    nearest[:, :m, :m] = np.eye(m)
+    moved, _ = solve_free(nearest, free, np.concatenate([w[:, :m], rhs[:, m:]], -1))
+    return np.concatenate([moved[:, :m], w[:, m:]], -1)
 
 
 def _measure(matrix: np.ndarray, rhs: np.ndarray, sizes: Sizes, w: np.ndarray, free: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from bigrad.affine import mv
 from bigrad.quadratic import value
-from bigrad.solvers.piece import INFEASIBLE, UNBOUNDED
+from bigrad.solvers.convex import INFEASIBLE, UNBOUNDED
 from bigrad.solvers.search import GAIN, Search
 
 

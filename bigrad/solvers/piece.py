@@ -3,8 +3,7 @@
 A pair is `tight` if its slack is held at zero (its multiplier is then >= 0), else its multiplier is held at zero (its slack >= 0).
 Two roads to the same answer. Where the follower's Hessian P is positive definite and the tight rows are independent, y and the
 multipliers are affine in x, and the piece is a program in x alone, a fraction of the size. Otherwise the
-whole vector (x, y, lam, nu) is kept, with a minute cost on (lam, nu) that picks multipliers of minimum norm.
-DAQP: Arnstrom, Bemporad and Axehill, "A dual active-set solver for embedded quadratic programming", 2022.
+whole vector (x, y, lam, nu) is kept; DAQP then adds proximal terms where the objective is flat, and lets them vanish.
 """
 
 from __future__ import annotations
@@ -13,19 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
-import daqp
 import numpy as np
 
 from bigrad.affine import mv
-from bigrad.quadratic import Data, Sizes, kkt, stack
-
-INFINITY = 1e30
-RIDGE = 1e-8
-SETTINGS = {"primal_tol": 1e-9, "dual_tol": 1e-12, "iter_limit": 10_000, "eq_reduction": daqp.EQ_REDUCTION_OFF}
-EQUALITY = 5
-UNBOUNDED, INFEASIBLE, OVERDETERMINED = -3, -1, -6
-SLIT = 1e-8
-"""Half width of the interval that stands in for an equality among dependent ones, relative to 1 + its right-hand side."""
+from bigrad.quadratic import Data, Sizes, beside, kkt, stack
+from bigrad.solvers.convex import EQUALITY, INFINITY, UNBOUNDED, if_unbounded, quadratic_program
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +64,7 @@ class PieceSolver:
             np.arange(tasks),
             (tasks, m, top.shape[1]),
             lambda t: (hessian[items[t]], linear[items[t]], rows[items[t]], top[t], bottom[t], sense[t]),
+            (tight | loose).all(-1),
         )
         return flags, np.concatenate([v, dual[:, m:]], -1)
 
@@ -85,84 +77,83 @@ class PieceSolver:
         return np.broadcast_to(spectrum[..., 0] > 1e-9 * (1 + spectrum[..., -1]), self.batch)
 
     @cached_property
-    def _schur(self) -> tuple[np.ndarray, ...]:
-        """The follower's rows, P^-1 times [rows', p, C] and itself, the Schur complement of the rows, and their gap at lam = 0."""
-        d = self.data
-        P = d.P if self._definite.all() else np.where(self._definite[:, None, None], d.P, np.eye(self.sizes.y))
-        rows, slopes, limits = stack(d.A, d.H), stack(d.B, d.K), stack(d.b[..., None], d.h[..., None])
+    def _answer(self) -> tuple[np.ndarray, ...]:
+        """The follower's answer, affine in x and in its multipliers, for all items: (base, lift, rows, P^-1).
+
+        With multipliers (nu, lam) = M [1; x], the vector (y, slacks of the follower's equalities, of the pairs, of the upper rows) is
+        (base + lift M) [1; x]. rows: the coefficients of y in those constraints.
+        """
+        d, s = self.data, self.sizes
+        P = d.P if self._definite.all() else np.where(self._definite[:, None, None], d.P, np.eye(s.y))
+        rows = stack(d.H, d.A, d.G[..., s.x :], d.E[..., s.x :])
+        slopes = stack(d.K, d.B, d.G[..., : s.x], d.E[..., : s.x])
+        limits = stack(*(v[..., None] for v in (d.h, d.b, d.g, d.e)))
         inverse = np.linalg.inv(P)
-        PA, PC, Pp = inverse @ rows.mT, inverse @ d.C, inverse @ d.p[..., None]
-        gap = stack((-limits - rows @ Pp).mT, (slopes - rows @ PC).mT).mT
-        return rows, PA, stack(Pp.mT, PC.mT).mT, rows @ PA, gap, inverse
+        unheld = -inverse @ beside(d.p[..., None], d.C)
+        given = inverse @ rows[..., : s.equalities + s.pairs, :].mT
+        return stack(unheld, beside(limits, -slopes) - rows @ unheld), stack(-given, rows @ given), rows, inverse
 
     def _reduced(self, items: np.ndarray, tight: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Pieces as programs in x: (done, flags, w). Those with dependent tight rows are left undone."""
-        d, s = self.data.pick(items), self.sizes
-        rows, PA, PCp, S, gap, inverse_P = (m[items] if m.ndim > 2 else m for m in self._schur)
-        q, p, n, tasks = rows.shape[-2], s.pairs, s.x, len(items)
-        held = np.concatenate([tight, np.ones((tasks, q - p), bool)], -1)
-        inverse, done = _HeldInverse.of(S, held)
-        multipliers = inverse @ np.broadcast_to(gap, (tasks, q, n + 1))
-        slack = S @ multipliers - gap
-        answer = -(PCp + PA @ multipliers)
-        path = np.concatenate([np.broadcast_to(np.eye(n, n + 1, 1), (tasks, n, n + 1)), answer], -2)
-        curve = path[..., 1:].mT @ (d.Q @ path)
-        linear = curve[..., 0] + mv(path[..., 1:].mT, d.c)
-        sides = np.where(tight[..., None], multipliers[:, :p], slack[:, :p])
-        leader = stack(d.G, d.E) @ path
-        ends = np.broadcast_to(stack(d.g[..., None], d.e[..., None])[..., 0], (tasks, s.upper + s.upper_equalities))
-        matrix = np.concatenate([-sides[..., 1:], leader[..., 1:]], -2)
-        top = np.concatenate([sides[..., 0], ends - leader[..., 0]], -1)
+        d, s, tasks = self.data.pick(items), self.sizes, len(items)
+        base, lift, rows, inverse_P = (m[items] if m.ndim > 2 else m for m in self._answer)
+        n, m, k, q = s.x, s.y, s.equalities, s.equalities + s.pairs
+        held = np.concatenate([np.ones((tasks, k), bool), tight], -1)
+        inverse, done = _HeldInverse.of(lift[..., m : m + q, :], held)
+        multipliers = -(inverse @ np.broadcast_to(base[..., m : m + q, :], (tasks, q, 1 + n)))
+        lines = base + lift @ multipliers
+        path = np.concatenate([np.broadcast_to(np.eye(n, 1 + n, 1), (tasks, n, 1 + n)), lines[:, :m]], -2)
+        gaps = lines[:, m + k :]
+        np.copyto(gaps[:, : s.pairs], multipliers[:, k:], where=tight[..., None])
+        pull = d.Q @ path
+        hessian = path[..., 1:].mT @ pull[..., 1:]
+        linear = mv(path[..., 1:].mT, pull[..., 0] + d.c)
+        matrix, top = -gaps[..., 1:], gaps[..., 0].copy()
         sense = np.zeros(top.shape, np.int32)
-        sense[:, p + s.upper :] = EQUALITY
+        sense[:, s.pairs + s.upper :] = EQUALITY
         bottom = np.where(sense == EQUALITY, top, -INFINITY)
-        hessian = np.ascontiguousarray(curve[..., 1:])
         x, dual, flags = _solve_all(
-            np.flatnonzero(done), (tasks, n, top.shape[1]), lambda t: (hessian[t], linear[t], matrix[t], top[t], bottom[t], sense[t])
+            np.flatnonzero(done),
+            (tasks, n, top.shape[1]),
+            lambda t: (hessian[t], linear[t], matrix[t], top[t], bottom[t], sense[t]),
+            done,
         )
-        z = path[..., 0] + mv(path[..., 1:], x)
-        lam = multipliers[..., 0] + mv(multipliers[..., 1:], x)
-        price, gamma, eps = dual[:, :p], dual[:, p : p + s.upper], dual[:, p + s.upper :]
-        none = np.zeros((tasks, q - p))
-        loose = np.concatenate([np.where(tight, 0.0, price), none], -1)
-        wanted = np.concatenate([np.where(tight, price, 0.0), none], -1)
-        pull = (mv(d.Q, z) + d.c + mv(d.G.mT, gamma) + mv(d.E.mT, eps))[:, n:]
-        kappa = loose - (inverse @ (wanted + mv(PA.mT, pull + mv(rows.mT, loose)))[..., None])[..., 0]
-        sigma = -mv(inverse_P, pull) - mv(PA, kappa)
-        return done, flags, np.concatenate([z, lam, sigma, kappa, gamma, eps], -1)
+        z, lam = (a[..., 0] + mv(a[..., 1:], x) for a in (path, multipliers))
+        price = np.concatenate([np.zeros((tasks, k)), dual], -1)
+        wanted = np.where(held, price[:, :q], 0.0)
+        price[:, :q] -= wanted
+        sigma = -mv(inverse_P, (mv(d.Q, z) + d.c)[:, n:] + mv(rows.mT, price))
+        kappa = (inverse @ (mv(rows[..., :q, :], sigma) - wanted)[..., None])[..., 0]
+        sigma += mv(lift[..., :m, :], kappa)
+        kappa += price[:, :q]
+        parts = z, lam[:, k:], lam[:, :k], sigma, kappa[:, k:], kappa[:, :k], dual[:, s.pairs :]
+        return done, flags, np.concatenate(parts, -1)
 
     @cached_property
     def _program(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Hessian, linear term, rows and right-hand sides of the program in (x, y, lam, nu), for all items."""
         matrix, rhs = kkt(self.data, self.sizes, self.batch)
-        n, m = self.sizes.x + self.sizes.y, self.sizes.primal
-        hessian = matrix[:, :m, :m].copy()
-        hessian[:, range(n, m), range(n, m)] = RIDGE
-        return hessian, -rhs[:, :m], matrix[:, m:, :m].copy(), rhs[:, m:]
+        m = self.sizes.primal
+        return matrix[:, :m, :m].copy(), -rhs[:, :m], matrix[:, m:, :m].copy(), rhs[:, m:]
 
 
 def _solve_all(
-    tasks: np.ndarray, shape: tuple[int, int, int], problem: Callable[[int], tuple[np.ndarray, ...]]
+    tasks: np.ndarray, shape: tuple[int, int, int], problem: Callable[[int], tuple[np.ndarray, ...]], sure: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """DAQP over the tasks, of `shape` (count, variables, bounds and rows): primal and dual solutions, NaN where unsolved, and flags."""
+    """Programs of `shape` (count, variables, bounds and rows): primal and dual solutions, NaN where unsolved, and flags.
+
+    sure: tasks for which `unbounded` must be proven; for others it is only a hint.
+    """
     count, n, rows = shape
     x, dual, flags = np.full((count, n), np.nan), np.full((count, rows), np.nan), np.zeros(count, int)
     for t in tasks.tolist():
-        point, _, flag, info = quadratic_program(*problem(t))
+        point, _, flag, multipliers = quadratic_program(*problem(t))
+        if flag == UNBOUNDED and sure[t]:
+            point, _, flag, multipliers = if_unbounded(*problem(t))
         flags[t] = flag
         if flag > 0:
-            x[t], dual[t] = point, info["lam"]
+            x[t], dual[t] = point, multipliers
     return x, dual, flags
-
-
-def quadratic_program(*problem: np.ndarray) -> tuple[np.ndarray, float, int, dict[str, np.ndarray]]:
-    """DAQP on (H, f, A, upper, lower, sense). Dependent equalities, which it refuses, are given to it as narrow intervals."""
-    answer = daqp.solve(*problem, **SETTINGS)
-    if answer[2] == OVERDETERMINED:
-        H, f, A, top, bottom, sense = problem
-        width = np.where(sense == EQUALITY, SLIT * (1 + abs(top)), 0.0)
-        answer = daqp.solve(H, f, A, top + width, bottom - width, np.zeros_like(sense), **SETTINGS)
-    return answer
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,8 +172,7 @@ class _HeldInverse:
         order = np.argsort(~held, axis=-1, kind="stable")[:, :size]
         item = np.arange(len(held))[:, None]
         live = held[item, order]
-        both, across = order[:, :, None], order[:, None, :]
-        compact = S[both, across] if S.ndim == 2 else S[item[..., None], both, across]
+        compact = (S[order] if S.ndim == 2 else S[item, order]).mT[item, order]
         compact = np.where(live[:, :, None] & live[:, None, :], compact, np.eye(size))
         good = np.ones(len(held), bool)
         try:

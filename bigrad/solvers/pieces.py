@@ -24,7 +24,7 @@ from bigrad.solvers.active import settle
 from bigrad.solvers.base import AbstractSolver, batch_size
 from bigrad.solvers.branch import branch
 from bigrad.solvers.diagnose import diagnose
-from bigrad.solvers.piece import INFEASIBLE, UNBOUNDED
+from bigrad.solvers.convex import INFEASIBLE, UNBOUNDED
 from bigrad.solvers.search import Search
 from bigrad.solvers.starts import answers, high_points
 
@@ -111,7 +111,11 @@ class Pieces(AbstractSolver):
             F = np.append(search.F, np.inf)[search.best()]  # row -1, for none, is the infinity at the end
             doubt = np.flatnonzero(~skip & ~_meets(F, bound))
             doubt = doubt[[warm[i] is None for i in doubt]]
-            proven = branch(search, doubt, self.nodes, limit)
+            if self.nodes:
+                proven = branch(search, doubt, self.nodes, limit)
+                best = search.best()[doubt]
+                doubt, best = doubt[best >= 0], best[best >= 0]
+                moving[doubt] = search.descend(doubt, search.tight[best], self.max_iterations, limit)[doubt]
 
         best = search.best()
         found = np.flatnonzero(best >= 0)

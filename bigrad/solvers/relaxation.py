@@ -1,41 +1,44 @@
-"""Relaxed complementarity: lam_i s_i <= t with t falling to zero, from several starts, then pieces until strongly stationary.
+"""Relaxed complementarity: lam_i s_i <= t with t falling to zero, from several starts, then pieces until strongly
+stationary.
 
-Scholtes, "Convergence properties of a regularization scheme for mathematical programs with complementarity constraints", SIAM Journal on
-Optimization, 2001. The relaxed programs, whose last is nearly complementary, only propose the side of each pair; the program
-with every pair held on its side is then solved, and pairs whose multipliers ask for it change sides until none does, as in Pieces.
+Scholtes, "Convergence properties of a regularization scheme for mathematical programs with complementarity
+constraints", SIAM Journal on Optimization, 2001. The relaxed programs, whose last is nearly complementary, only
+propose the side of each pair; the program with every pair held on its side is then solved, and pairs whose
+multipliers ask for it change sides until none does, as in Pieces.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 
+from bigrad.parallel import single_blas
 from bigrad.program import Program
-from bigrad.quadratic import Data
 from bigrad.solution import Outcome, Point, Status
 from bigrad.solvers import uno
 from bigrad.solvers.active import TOUCH
 from bigrad.solvers.base import AbstractSolver, batch_size
 from bigrad.solvers.stages import QuadraticSystem, Stages, State, System, answer
-from bigrad.solvers.verdict import Verdict, conclude, failed
+from bigrad.solvers.verdict import Verdict, conclude, nonconvex
 
 GAIN = 1e-9
 """A point is better, or a bound is reached, by this much relative to 1 + the objective."""
 REACH = (1.0, 1e-1, 1e-2, 1e-3)
-"""Curvatures of the random objectives, in turn: they keep optima finite where the region is unbounded, at different distances."""
+"""Curvatures of the random objectives, in turn; they keep optima finite, near and far, in unbounded regions."""
 
 
 @dataclass(frozen=True)
 class Relaxation(AbstractSolver):
-    """Solver for a lower QP or LP under any smooth upper level: nonconvex quadratic (price times demand), exponentials, logarithms.
+    """Solver for a lower QP or LP under any smooth upper level: nonconvex quadratic (price times demand),
+    exponentials, logarithms.
 
-    Answers are local optima; more starts find better ones. starts: searches per item, the first from the high-point relaxation (both
-    levels' constraints, the leader's objective), the others from its optima for random objectives. steps: the bounds t on the products.
-    max_iterations: of Uno, for each of the programs solved. time_limit: seconds per item, or None. seed: of the random starts.
+    Answers are local optima; more starts find better ones. starts: searches per item, the first from the high-point
+    relaxation (both levels' constraints, the leader's objective), the others from its optima for random objectives.
+    steps: the bounds t on the products. max_iterations: of Uno, for each of the programs solved. time_limit: seconds
+    per item, or None. seed: of the random starts.
     """
 
     starts: int = 8
@@ -51,7 +54,10 @@ class Relaxation(AbstractSolver):
     def choose(self, program: Program) -> tuple[AbstractSolver, str]:
         """Itself."""
         kind = "quadratic" if program.quadratic else "smooth"
-        return self, f"A local search for a {kind} upper level from {self.starts} starts; the best local optimum is returned."
+        return (
+            self,
+            f"A local search for a {kind} upper level from {self.starts} starts; the best local optimum is returned.",
+        )
 
     def solve(
         self, program: Program, theta: tuple[np.ndarray, ...], warm_start: Sequence[Point | None] | None = None
@@ -60,20 +66,18 @@ class Relaxation(AbstractSolver):
         batch = batch_size(theta)
         invalid = program.invalid(theta, batch)
         warm: list[Point | None] = [None] * batch if warm_start is None else list(warm_start)
-        warm = warm * batch if len(warm) == 1 else warm
         verdicts = []
-        for i in range(batch):
-            if invalid[i]:
-                verdicts.append(failed(Status.INVALID_INPUT))
-                continue
-            with _system(program, tuple(t[i] if t.ndim > 1 else t for t in theta)) as system:
+        with single_blas:
+            for i, system in _systems(program, theta, batch, invalid):
                 since = time.perf_counter()
-                verdict = self._item(program, system, warm[i])
+                verdict = self._item(program, system, warm[i]) if system else Verdict(Status.INVALID_INPUT)
                 verdicts.append(verdict._replace(seconds=time.perf_counter() - since))
         return _outcome(program, verdicts)
 
     def _item(self, program: Program, system: System, warm: Point | None) -> Verdict:
         end = time.perf_counter() + (np.inf if self.time_limit is None else self.time_limit)
+        if nonconvex(system, system.origin):
+            return Verdict(Status.NONCONVEX_LOWER)
         search = _Search(Stages(system, self.max_iterations, lambda: end - time.perf_counter()), self.steps)
         convex = program.convex if program.quadratic else program.smooth.convex
         rng = np.random.default_rng(self.seed)
@@ -94,14 +98,18 @@ class Relaxation(AbstractSolver):
                     bound = top.F
                 elif convex and top.status == uno.INFEASIBLE:
                     break
-                first = top
+                first = (
+                    top if top.status in (uno.SUCCESS, uno.INFEASIBLE) else search.origin._replace(status=uno.SUCCESS)
+                )
             else:
                 pull = rng.standard_normal(size)
-                first = search.stages.high_point(top if top.status == uno.SUCCESS else search.origin, pull, REACH[k % len(REACH)])
+                first = search.stages.high_point(
+                    top if top.status == uno.SUCCESS else search.origin, pull, REACH[k % len(REACH)]
+                )
                 search.iterations += first.iterations
             if first.status == uno.SUCCESS:
                 search.from_high_point(first)
-            if search.best is not None and search.best.F <= bound + GAIN * 10 * (1 + abs(bound)):
+            if search.best is not None and not _below(bound, search.best.F):
                 break
         return conclude(search.stages, search, top, bound, begun, convex)
 
@@ -169,19 +177,20 @@ class _Search:
                 other = tight.copy()
                 other[turn] = ~other[turn]
                 there = self._piece(here, other)
-                if there is not None and there.F < here.F - GAIN * (1 + abs(here.F)):
+                if there is not None and _below(there.F, here.F):
                     here, tight = there, other
                     break
             else:
                 break
-        if self.best is None or here.F < self.best.F - GAIN * (1 + abs(self.best.F)):
+        if self.best is None or _below(here.F, self.best.F):
             self.best, self.tight, self.settled = here, tight, settled
         return True
 
     def _piece(self, state: State, tight: np.ndarray) -> State | None:
         found = self.stages.piece(state, tight)
         self.iterations += found.iterations
-        self.endings.add(found.status)
+        runaway = found.status == uno.UNBOUNDED and not self.stages.feasible(found)
+        self.endings.add(uno.BROKEN if runaway else found.status)
         return found if found.status in (uno.SUCCESS, uno.STALLED) else None
 
     def _wrong(self, state: State, tight: np.ndarray) -> np.ndarray:
@@ -193,18 +202,30 @@ class _Search:
         return np.where(ask > _near(np.r_[kappa, tau]), ask, 0.0)
 
 
+def _below(a: float, b: float) -> bool:
+    """Whether the objective a is clearly better than b."""
+    return a < b - GAIN * (1 + abs(b))
+
+
 def _near(values: np.ndarray) -> float:
     return TOUCH * (1 + abs(values).max(initial=0.0))
 
 
-@contextmanager
-def _system(program: Program, theta: tuple[np.ndarray, ...]) -> Iterator[System]:
-    """The program at one item's inputs."""
-    if program.quadratic is None:
-        with program.smooth.at(theta) as system:
-            yield system
-    else:
-        yield QuadraticSystem(Data(*program.quadratic(theta)), program.quadratic.sizes)
+def _systems(
+    program: Program, theta: tuple[np.ndarray, ...], batch: int, invalid: np.ndarray
+) -> Iterator[tuple[int, System | None]]:
+    """The program at each item's inputs, one after the other; None for an invalid item."""
+    if program.quadratic is not None:
+        data = program.quadratic(tuple(np.where(np.isfinite(t), t, 0.0) for t in theta))
+        for i in range(batch):
+            yield i, None if invalid[i] else QuadraticSystem(data.pick(i), program.quadratic.sizes)
+        return
+    for i in range(batch):
+        if invalid[i]:
+            yield i, None
+            continue
+        with program.smooth.at(tuple(t[i] if t.ndim > 1 else t for t in theta)) as system:
+            yield i, system
 
 
 def _outcome(program: Program, verdicts: list[Verdict]) -> Outcome:

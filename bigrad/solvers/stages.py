@@ -1,6 +1,8 @@
-"""A program with complementarity pairs at fixed inputs, and the ordinary smooth programs that a relaxation method cuts out of it.
+"""A program with complementarity pairs at fixed inputs, and the ordinary smooth programs that a relaxation method
+cuts out of it.
 
-All stages have the variables (v, s), s the slacks of the pairs, and the rows r(v) plus the products lam_i s_i; a stage drops rows and holds variables.
+All stages have the variables (v, s), s the slacks of the pairs, and the rows r(v) plus the products lam_i s_i; a
+stage drops rows and holds variables.
 """
 
 from __future__ import annotations
@@ -9,21 +11,21 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
-import daqp
 import numpy as np
 
 from bigrad.programs.bilinear import Pattern
-from bigrad.programs.smooth import Follower
+from bigrad.programs.system import Follower
 from bigrad.quadratic import Data, Sizes, kkt
+from bigrad.solvers.convex import EQUALITY, INFINITY, UNBOUNDED, if_unbounded, quadratic_program
 from bigrad.solvers.uno import STALLED, Nlp, minimise
 
-EQUALITY, LARGE = 5, 1e30
 NUDGES = (1e-6, 1e-3)
+"""Relative steps aside from a point where Uno stalled."""
 Places = tuple[np.ndarray, np.ndarray]
 
 
 class System(Protocol):
-    """What a stage needs of a program at fixed inputs: bigrad.programs.smooth.System has the contract."""
+    """What a stage needs of a program at fixed inputs: bigrad.programs.system.System has the contract."""
 
     layout: Any
     low: np.ndarray
@@ -53,10 +55,12 @@ class QuadraticSystem:
         self._matrix, self._rhs = matrix[0], rhs[0]
         m = sizes.primal
         self._J = self._matrix[m:, :m]
-        self.jacobian_at = np.nonzero(self._J)
+        rows, columns = np.nonzero(self._J)
+        self.jacobian_at: Places = (rows, columns)
         self._jacobian = self._J[self.jacobian_at]
         lower = np.tril(self._matrix[:m, :m])
-        self.hessian_at = np.nonzero(lower)
+        rows, columns = np.nonzero(lower)
+        self.hessian_at: Places = (rows, columns)
         self._hessian = lower[self.hessian_at]
         self.low, self.high = np.full(m, -np.inf), np.full(m, np.inf)
         self.low[sizes.blocks[2]] = 0.0
@@ -117,12 +121,14 @@ class Stages:
         self.system, self.limit, self.clock = system, limit, clock
         self.layout = layout = system.layout
         self.n, self.pairs = layout.primal, layout.pairs
-        _, _, lam, nu, sigma, kappa, eta, gamma, eps = layout.blocks
+        _, _, lam, nu, sigma, kappa, _, gamma, eps = layout.blocks
         self.count = eps.stop - self.n
         self.lam = np.arange(lam.start, lam.stop)
         self.s = self.n + np.arange(self.pairs)
         self.multipliers = np.r_[self.lam, np.arange(nu.start, nu.stop)].astype(int)
-        self.sigma, self.kappa, self.gamma = (np.arange(b.start - self.n, b.stop - self.n) for b in (sigma, kappa, gamma))
+        self.sigma, self.kappa, self.gamma = (
+            np.arange(b.start - self.n, b.stop - self.n) for b in (sigma, kappa, gamma)
+        )
         products = self.count + np.arange(self.pairs)
         self.low, self.high = np.r_[system.low, np.zeros(self.pairs)], np.r_[system.high, np.full(self.pairs, np.inf)]
         self.row_low = np.zeros(self.count + self.pairs)
@@ -142,6 +148,13 @@ class Stages:
         s = np.maximum(-self.system.rows(v)[self.kappa], 0.0)
         return State(np.r_[v, s], np.zeros(self.count), np.nan, "", 0)
 
+    def feasible(self, state: State) -> bool:
+        """Whether all rows hold, relative to the size of the point."""
+        r = self.system.rows(state.X[: self.n])
+        r[self.kappa] += state.X[self.s]
+        off = np.maximum(r - self.row_high[: self.count], self.row_low[: self.count] - r)
+        return bool(off.max(initial=0.0) <= 1e-7 * (1 + abs(state.X).max(initial=0.0)))
+
     def relaxed(self, state: State, t: float) -> State:
         """All products lam_i s_i at most t."""
         high = self.row_high.copy()
@@ -158,7 +171,7 @@ class Stages:
         return self._run(state, keep, rows, self.row_high, X)
 
     def high_point(self, state: State, pull: np.ndarray | None = None, reach: float = 0.0) -> State:
-        """The follower's optimality forgotten; with `pull`, for the objective pull'z + reach |z|^2 / 2 instead of the leader's."""
+        """The follower's optimality forgotten; a `pull` replaces the leader's objective by pull'z + reach |z|^2 / 2."""
         keep = np.ones(self.n + self.pairs, bool)
         keep[self.multipliers] = False
         rows = self.live.copy()
@@ -166,7 +179,14 @@ class Stages:
         return self._run(state, keep, rows, self.row_high, state.X, pull, reach)
 
     def _run(
-        self, state: State, keep: np.ndarray, live: np.ndarray, row_high: np.ndarray, X: np.ndarray, pull: np.ndarray | None = None, reach: float = 0.0
+        self,
+        state: State,
+        keep: np.ndarray,
+        live: np.ndarray,
+        row_high: np.ndarray,
+        X: np.ndarray,
+        pull: np.ndarray | None = None,
+        reach: float = 0.0,
     ) -> State:
         nlp = self._nlp(keep, live, row_high, X, pull, reach)
         guess = np.r_[state.m, np.zeros(self.pairs)][live]
@@ -186,7 +206,15 @@ class Stages:
         m[self.system.bound_rows] = abs(bounds[self.system.bound_columns])
         return State(X, m, found.value, found.status, found.iterations)
 
-    def _nlp(self, keep: np.ndarray, live: np.ndarray, row_high: np.ndarray, X: np.ndarray, pull: np.ndarray | None, reach: float) -> Nlp:
+    def _nlp(
+        self,
+        keep: np.ndarray,
+        live: np.ndarray,
+        row_high: np.ndarray,
+        X: np.ndarray,
+        pull: np.ndarray | None,
+        reach: float,
+    ) -> Nlp:
         system, n, count = self.system, self.n, self.count
         at, row = np.cumsum(keep) - 1, np.cumsum(live) - 1
         J, H = self.jacobian_at, self.hessian_at
@@ -225,7 +253,10 @@ class Stages:
 
 
 def _pulled(nlp: Nlp, pull: np.ndarray, reach: float, at: np.ndarray, keep: np.ndarray) -> Nlp:
-    """The same region with the objective pull'z + reach |z|^2 / 2; the curvature of the rows is kept."""
+    """The same region with the objective pull'z + reach |z|^2 / 2; the curvature of the rows is kept.
+
+    Where the leader's objective is not defined its Hessian is NaN even with factor 0; there, curvature is left out.
+    """
     size, width = len(pull), len(nlp.low)
     both = Pattern.of(np.r_[nlp.hessian_at[0], np.arange(size)], np.r_[nlp.hessian_at[1], np.arange(size)])
 
@@ -233,29 +264,35 @@ def _pulled(nlp: Nlp, pull: np.ndarray, reach: float, at: np.ndarray, keep: np.n
         return np.r_[pull + reach * x[:size], np.zeros(width - size)]
 
     def hessian(x: np.ndarray, factor: float, m: np.ndarray) -> np.ndarray:
-        return both(np.r_[nlp.hessian(x, 0.0, m), np.full(size, factor * reach)])
+        return both(np.r_[np.nan_to_num(nlp.hessian(x, 0.0, m), posinf=0.0, neginf=0.0), np.full(size, factor * reach)])
 
-    return replace(
-        nlp, objective=lambda x: float(pull @ x[:size] + reach * (x[:size] @ x[:size]) / 2), gradient=gradient, hessian=hessian,
-        hessian_at=(both.rows, both.columns),
-    )  # fmt: skip
+    def objective(x: np.ndarray) -> float:
+        return float(pull @ x[:size] + reach * (x[:size] @ x[:size]) / 2)
+
+    return replace(nlp, objective=objective, gradient=gradient, hessian=hessian, hessian_at=(both.rows, both.columns))
 
 
 def answer(system: System, v: np.ndarray) -> np.ndarray | None:
-    """v with the follower's variables and multipliers replaced by its answer to the leader's part; None if it has none."""
+    """v with the follower's variables and multipliers put to its answer to the leader's part; None if it has none."""
     layout = system.layout
     below = system.follower(v[: layout.x])
     _, _, lam, nu, *_ = layout.blocks
-    pairs, equalities = layout.pairs, layout.equalities
-    rows = np.ascontiguousarray(np.concatenate([-below.A, below.H]))
-    top = np.r_[below.b, -below.h]
-    bottom = np.r_[np.full(pairs, -LARGE), -below.h]
-    sense = np.r_[np.zeros(pairs, np.int32), np.full(equalities, EQUALITY, np.int32)].astype(np.int32)
-    P = np.ascontiguousarray(below.P)
-    u, _, flag, info = daqp.solve(P, np.ascontiguousarray(below.q), rows, top, bottom, sense, primal_tol=1e-9)
+    n, pairs, equalities = len(below.q), layout.pairs, layout.equalities
+    free = np.full(n, INFINITY)
+    problem = (
+        np.ascontiguousarray(below.P),
+        np.ascontiguousarray(below.q),
+        np.concatenate([-below.A, below.H]),
+        np.concatenate([free, below.b, -below.h]),
+        np.concatenate([-free, np.full(pairs, -INFINITY), -below.h]),
+        np.concatenate([np.zeros(n + pairs, np.int32), np.full(equalities, EQUALITY, np.int32)]),
+    )
+    u, _, flag, dual = quadratic_program(*problem)
+    if flag == UNBOUNDED:
+        u, _, flag, dual = if_unbounded(*problem)
     if flag <= 0:
         return None
     out = v.copy()
     out[below.at] = u
-    out[lam], out[nu] = np.maximum(info["lam"][:pairs], 0.0), info["lam"][pairs:]
+    out[lam], out[nu] = np.maximum(dual[n : n + pairs], 0.0), dual[n + pairs :]
     return out

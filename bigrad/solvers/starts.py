@@ -10,7 +10,7 @@ import numpy as np
 
 from bigrad.affine import mv
 from bigrad.quadratic import Data, Sizes, stack
-from bigrad.solvers.piece import EQUALITY, INFEASIBLE, INFINITY, quadratic_program
+from bigrad.solvers.convex import EQUALITY, INFEASIBLE, INFINITY, quadratic_program
 
 REACH = 1e-3
 """Curvature of the random objectives: keeps their optima finite where the relaxation is unbounded."""
@@ -59,9 +59,9 @@ def answers(data: Data, sizes: Sizes, x: np.ndarray) -> tuple[np.ndarray, np.nda
     bottom = np.where(sense == EQUALITY, top, -INFINITY)
     tight, valid = np.zeros((batch, starts, sizes.pairs), bool), np.isfinite(x).all(-1)
     for i, k in np.argwhere(valid).tolist():
-        _, _, flag, info = quadratic_program(P[i], linear[i, k], rows[i], top[i, k], bottom[i, k], sense)
+        _, _, flag, lam = quadratic_program(P[i], linear[i, k], rows[i], top[i, k], bottom[i, k], sense)
         valid[i, k] = flag > 0
-        tight[i, k] = info["lam"][: sizes.pairs] > 1e-9
+        tight[i, k] = lam[: sizes.pairs] > 1e-9
     return tight, valid
 
 

@@ -1,7 +1,7 @@
 """A minimal driver of Uno (package `unopy`), a solver for smooth nonconvex programs with exact sparse derivatives.
 
-Vanaret and Leyffer, "Unifying nonlinearly constrained nonconvex optimization", 2024. Here: the filterSQP preset (a trust-region SQP method
-with a filter, quadratic subproblems by BQPD), which starts warm and ends on an active set.
+Vanaret and Leyffer, "Unifying nonlinearly constrained nonconvex optimization", 2024. Here: the filterSQP preset (a
+trust-region SQP method with a filter, quadratic subproblems by BQPD), which starts warm and ends on an active set.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ INFINITE = 1e15
 class Nlp:
     """min objective(x) with low <= x <= high and row_low <= rows(x) <= row_high, all derivatives given.
 
-    jacobian and hessian return entries at the places `jacobian_at` and `hessian_at` = (rows, columns), each once, of the second the lower
-    triangle; hessian(x, factor, multipliers) is that of factor * objective + multipliers'rows.
+    jacobian and hessian return entries at the places `jacobian_at` and `hessian_at` = (rows, columns), each once, of
+    the second the lower triangle; hessian(x, factor, multipliers) is that of factor * objective + multipliers'rows.
     """
 
     low: np.ndarray
@@ -49,7 +49,10 @@ class Nlp:
 
 @dataclass(frozen=True, eq=False)
 class Optimum:
-    """Where Uno ended; STALLED is a feasible point without the right multipliers. At an optimum, gradient + Jacobian'multipliers + bounds == 0; multipliers of active upper bounds are positive."""
+    """Where Uno ended; STALLED is a feasible point whose multipliers are not right.
+
+    At an optimum, gradient + Jacobian'multipliers + bounds == 0; multipliers of active upper limits are positive.
+    """
 
     status: str
     x: np.ndarray
@@ -101,16 +104,20 @@ def minimise(
         x=x,
         value=float(result.solution_objective),
         multipliers=np.array(result.constraint_dual_solution, dtype=float),
-        bounds=np.array(result.lower_bound_dual_solution, dtype=float) + np.array(result.upper_bound_dual_solution, dtype=float),
+        bounds=np.array(result.lower_bound_dual_solution, dtype=float)
+        + np.array(result.upper_bound_dual_solution, dtype=float),
         iterations=int(result.number_iterations),
     )
 
 
 def _into(function: Callable[..., np.ndarray]) -> Callable[..., None]:
-    """The function with its result written into its last argument."""
+    """The function, writing its result into its last argument. NaN would send BQPD into an endless loop: it raises."""
 
     def write(*arguments: Any) -> None:
-        arguments[-1][:] = function(*arguments[:-1])
+        result = function(*arguments[:-1])
+        if not np.isfinite(result.sum()):
+            raise FloatingPointError("derivative is not finite")
+        arguments[-1][:] = result
 
     return write
 

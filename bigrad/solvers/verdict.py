@@ -1,4 +1,4 @@
-"""From the best point of a search on one item to what is reported of it: polished, measured, and with an honest status."""
+"""From the best point of a search on one item to what is reported of it: polished, measured, with an honest status."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Verdict(NamedTuple):
 
 
 class Found(Protocol):
-    """What a search hands over: its best state with the sides of its pairs, whether no kink there asked to be crossed."""
+    """What a search hands over: its best state, the sides of its pairs, whether no kink there asked to be crossed."""
 
     best: State | None
     tight: np.ndarray
@@ -58,18 +58,22 @@ class Found(Protocol):
 
 
 def conclude(stages: Stages, search: Found, top: State, bound: float, starts: int, convex: bool) -> Verdict:
-    """The verdict on a search. top: the high-point relaxation for the true objective; convex: it is a convex program."""
+    """The verdict on a search. top: the optimum of the high-point relaxation; convex: that is a convex program."""
     system = stages.system
-    counts = {"bound": bound, "starts": starts, "iterations": search.iterations}
+    blank = Verdict(Status.FAILED, bound=bound, starts=starts, iterations=search.iterations)
     if uno.UNBOUNDED in search.endings:
-        return Verdict(Status.UNBOUNDED_UPPER, **counts)
+        return blank._replace(status=Status.UNBOUNDED_UPPER)
     if search.best is None:
         if search.late:
-            return Verdict(Status.TIME_LIMIT, **counts)
-        status = diagnose(system.data, system.layout) if isinstance(system, QuadraticSystem) else _reason(stages, top, convex)
+            return blank._replace(status=Status.TIME_LIMIT)
+        status = (
+            diagnose(system.data, system.layout)
+            if isinstance(system, QuadraticSystem)
+            else _reason(stages, top, convex)
+        )
         if status is Status.NOT_FOUND and search.endings & {uno.LIMIT}:
             status = Status.ITERATION_LIMIT
-        return Verdict(status, **counts)
+        return blank._replace(status=status)
     w = np.r_[search.best.X[: stages.n], search.best.m]
     if isinstance(system, QuadraticSystem):
         settled = settle(system.data, system.layout, w[None], search.tight[None], convex=convex)
@@ -77,8 +81,10 @@ def conclude(stages: Stages, search: Found, top: State, bound: float, starts: in
         settled = polish(system, w, search.tight)
     w, residual, violation = settled.w[0], float(settled.residual[0]), float(settled.violation[0])
     strong, value = bool(settled.strongly_stationary[0]), system.objective(w[: stages.n])
+    if nonconvex(system, w[: stages.n]):
+        return blank._replace(status=Status.NONCONVEX_LOWER)
     if violation > FEASIBLE:
-        return Verdict(Status.NOT_FOUND, **counts)
+        return blank._replace(status=Status.NOT_FOUND)
     if max(residual, violation) > EXACT:
         status = Status.INEXACT
     elif value <= bound + PROVEN * (1 + abs(value)):
@@ -87,11 +93,19 @@ def conclude(stages: Stages, search: Found, top: State, bound: float, starts: in
         status = Status.LOCAL
     else:
         status = Status.TIME_LIMIT if search.late and not search.settled else Status.STATIONARY
-    return Verdict(
-        status, value=value, w=w, free=settled.free[0], tight=search.tight, residual=residual, violation=violation,
-        biactive=int(settled.biactive[0]), degenerate=int(settled.degenerate[0]), strongly_stationary=strong,
-        singular=bool(settled.singular[0]), **counts,
-    )  # fmt: skip
+    return blank._replace(
+        status=status,
+        value=value,
+        w=w,
+        free=settled.free[0],
+        tight=search.tight,
+        residual=residual,
+        violation=violation,
+        biactive=int(settled.biactive[0]),
+        degenerate=int(settled.degenerate[0]),
+        strongly_stationary=strong,
+        singular=bool(settled.singular[0]),
+    )
 
 
 def polish(system: System, w: np.ndarray, tight: np.ndarray) -> Settled:
@@ -109,7 +123,7 @@ def polish(system: System, w: np.ndarray, tight: np.ndarray) -> Settled:
         step, singular = solve_free(system.matrix(current)[None], free, -system.residual(current)[None])
         current = current + step[0]
         now = _measure(system, current, free[0])
-        if now[0] >= error[0] and now[1] >= error[1] or now[1] > max(error[1], TINY):
+        if (now[0] >= error[0] and now[1] >= error[1]) or now[1] > max(error[1], TINY):
             break
         best, error = current, now
     matrix, rhs = linear(best)
@@ -120,7 +134,7 @@ def polish(system: System, w: np.ndarray, tight: np.ndarray) -> Settled:
 
 
 def _measure(system: System, w: np.ndarray, free: np.ndarray) -> tuple[float, float]:
-    """Largest error of stationarity or of a multiplier's sign, and largest violation, relative to gradient and point."""
+    """Largest error of stationarity or a multiplier's sign, and largest violation; relative to gradient and point."""
     n = system.layout.primal
     _, _, lam, _, _, kappa, _, gamma, _ = system.layout.blocks
     pull, v = system.residual(w), w[:n]
@@ -140,7 +154,7 @@ def _reason(stages: Stages, top: State, convex: bool) -> Status:
     from scipy.optimize import linprog
 
     system, layout = stages.system, stages.layout
-    n, p = stages.n, layout.pairs
+    n = stages.n
     _, _, _, _, sigma, kappa, eta, *_ = layout.blocks
     zero = np.zeros(n)
     matrix, rows = system.matrix(np.zeros(n + stages.count)), system.rows(zero)
@@ -150,16 +164,22 @@ def _reason(stages: Stages, top: State, convex: bool) -> Status:
 
     def impossible(*blocks: slice) -> bool:
         at = np.concatenate([np.arange(b.start, b.stop) for b in blocks]).astype(int)
-        if not straight[at - n].all():
+        if not len(at) or not straight[at - n].all():
             return False
         rigid, soft = at[(at < kappa.start) | (at >= kappa.stop)], at[(at >= kappa.start) & (at < kappa.stop)]
         bounds = np.c_[low, high]
         result = linprog(
-            np.zeros(n), matrix[soft, :n], -rows[soft - n], matrix[rigid, :n], -rows[rigid - n], bounds=bounds, method="highs"
+            np.zeros(n),
+            matrix[soft, :n],
+            -rows[soft - n],
+            matrix[rigid, :n],
+            -rows[rigid - n],
+            bounds=bounds,
+            method="highs",
         )
         return result.status == 2
 
-    if impossible(kappa, eta) if p or layout.equalities else False:
+    if impossible(kappa, eta):
         return Status.INFEASIBLE_LOWER
     if impossible(kappa, eta, sigma):
         return Status.UNBOUNDED_LOWER
@@ -168,6 +188,8 @@ def _reason(stages: Stages, top: State, convex: bool) -> Status:
     return Status.NOT_FOUND
 
 
-def failed(status: Status) -> Verdict:
-    """The verdict on an item that was not tried."""
-    return Verdict(status)
+def nonconvex(system: System, v: np.ndarray) -> bool:
+    """Whether the follower's objective curves downwards at the leader's part of v."""
+    P = system.follower(v[: system.layout.x]).P
+    spectrum = np.linalg.eigvalsh(P) if len(P) else np.zeros(1)
+    return bool(spectrum[0] < -1e-8 * (1 + abs(spectrum).max()))

@@ -1,0 +1,155 @@
+"""A smooth bilevel program at fixed parameter values, as the functions that a solver calls; words of smooth.py."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from bigrad.programs.engine import Engine
+
+if TYPE_CHECKING:
+    from bigrad.programs.smooth import Smooth
+
+
+class Layout(NamedTuple):
+    """Sizes of the parts of w: leader, follower and auxiliary variables, pairs, follower equalities, then rows of
+    stationarity, upper inequalities and upper equalities.
+    """
+
+    x: int
+    y: int
+    extra: int
+    pairs: int
+    equalities: int
+    stationarity: int
+    upper: int
+    upper_equalities: int
+
+    @property
+    def primal(self) -> int:
+        """Length of v = (x, y, extra, lam, nu)."""
+        return sum(self[:5])
+
+    @property
+    def blocks(self) -> list[slice]:
+        """Slices of w = (x, y and extra, lam, nu, sigma, kappa, eta, gamma, eps)."""
+        x, y, extra, pairs, equalities, stationarity, *upper = self
+        ends = np.cumsum([0, x, y + extra, pairs, equalities, stationarity, pairs, equalities, *upper])
+        return [slice(int(a), int(b)) for a, b in pairwise(ends)]
+
+
+class Follower(NamedTuple):
+    """The lower level at a fixed x, in all of its variables u, whose places in v are `at`.
+
+    min over u of 1/2 u'Pu + q'u with A u + b >= 0 and H u + h == 0.
+    """
+
+    P: np.ndarray
+    q: np.ndarray
+    A: np.ndarray
+    b: np.ndarray
+    H: np.ndarray
+    h: np.ndarray
+    at: np.ndarray
+
+
+class System:
+    """A Smooth program at fixed parameter values: the functions that a solver calls, at v or at w = (v, m)."""
+
+    def __init__(self, smooth: Smooth, engine: Engine, tail: np.ndarray):
+        self.smooth, self.engine, self.tail = smooth, engine, tail
+        self.layout = smooth.layout
+        self.lower = smooth.lower
+        self.low, self.high = smooth.domain
+        self.origin = smooth.origin
+        n, count = self.layout.primal, self.lower.count
+        self.below = np.flatnonzero(np.isfinite(self.low[: n - self.layout.pairs - self.layout.equalities]))
+        self.above = np.flatnonzero(np.isfinite(self.high))
+        self.bound_columns = bound = np.r_[self.below, self.above]
+        self.bound_rows = count + engine.inequalities + np.arange(len(bound))
+        self._slot = (
+            count
+            + np.r_[np.arange(engine.inequalities), engine.inequalities + len(bound) + np.arange(engine.equalities)]
+        )
+        self._signs = np.r_[-np.ones(len(self.below)), np.ones(len(self.above))]
+        self.jacobian_at = (
+            np.r_[self.lower.jacobian_at.rows, self._slot[engine.jacobian_at.rows], self.bound_rows],
+            np.r_[self.lower.jacobian_at.columns, engine.jacobian_at.columns, bound],
+        )
+        self.hessian_at = (
+            np.r_[self.lower.hessian_at.rows, engine.hessian_at.rows],
+            np.r_[self.lower.hessian_at.columns, engine.hessian_at.columns],
+        )
+
+    def objective(self, v: np.ndarray) -> float:
+        """F(v)."""
+        return self.engine.objective(v)
+
+    def gradient(self, v: np.ndarray) -> np.ndarray:
+        """Gradient of F, dense."""
+        return self.engine.gradient(v)
+
+    def rows(self, v: np.ndarray) -> np.ndarray:
+        """All rows r(v), in the order of m."""
+        upper, k = self.engine.rows(v), self.engine.inequalities
+        bound = np.r_[self.low[self.below] - v[self.below], v[self.above] - self.high[self.above]]
+        return np.concatenate([self.lower.values(np.r_[v, self.tail]), upper[:k], bound, upper[k:]])
+
+    def jacobian(self, v: np.ndarray) -> np.ndarray:
+        """Entries of the Jacobian of r, at `jacobian_at`."""
+        return np.concatenate([self.lower.jacobian(np.r_[v, self.tail]), self.engine.jacobian(v), self._signs])
+
+    def hessian(self, v: np.ndarray, factor: float, m: np.ndarray) -> np.ndarray:
+        """Entries of the lower triangle of the Hessian of factor F + m'r, at `hessian_at`; entries may repeat."""
+        return np.concatenate([self.lower.hessian(m), self.engine.hessian(v, factor, m[self._slot])])
+
+    def matrix(self, w: np.ndarray) -> np.ndarray:
+        """The symmetric matrix of second derivatives of L at w, dense."""
+        n = self.layout.primal
+        v, m = w[:n], w[n:]
+        matrix = np.zeros((len(w), len(w)))
+        np.add.at(matrix, self.hessian_at, self.hessian(v, 1.0, m))
+        matrix[:n, :n] += np.tril(matrix[:n, :n], -1).T
+        np.add.at(matrix, (n + self.jacobian_at[0], self.jacobian_at[1]), self.jacobian(v))
+        matrix[:n, n:] = matrix[n:, :n].T
+        return matrix
+
+    def residual(self, w: np.ndarray) -> np.ndarray:
+        """Gradient of L at w, tau left out."""
+        n = self.layout.primal
+        v, m = w[:n], w[n:]
+        pull = np.bincount(self.jacobian_at[1], self.jacobian(v) * m[self.jacobian_at[0]], n)
+        return np.concatenate([self.gradient(v) + pull, self.rows(v)])
+
+    def pull(self, w: np.ndarray, dv: np.ndarray, dm: np.ndarray, wanted: tuple[bool, ...]) -> np.ndarray:
+        """Gradient with respect to the inputs, in one vector, of dv' dL/dv + dm' r at w."""
+        n = self.layout.primal
+        v, m = w[:n], w[n:]
+        total = self.lower.pull(np.r_[v, self.tail], m, dv, dm)
+        if not any(wanted):
+            return total
+        promoted = self.smooth.promoted(wanted)
+        promoted.give(self.engine.theta)
+        both = np.r_[v, self.tail[:-1]]
+        multipliers, moved = m[self._slot], np.r_[dv, np.zeros(len(total))]
+        rows, columns = promoted.hessian_at.rows, promoted.hessian_at.columns
+        mixed = (rows >= n) & (columns < n)
+        values = promoted.hessian(both, 1.0, multipliers)[mixed] * moved[columns[mixed]]
+        total = total + np.bincount(rows[mixed] - n, values, len(total))
+        rows, columns = promoted.jacobian_at.rows, promoted.jacobian_at.columns
+        mixed = columns >= n
+        values = promoted.jacobian(both)[mixed] * dm[self._slot][rows[mixed]]
+        return total + np.bincount(columns[mixed] - n, values, len(total))
+
+    def follower(self, x: np.ndarray) -> Follower:
+        """The lower level at x."""
+        cone, layout = self.smooth.cone, self.layout
+        inputs = np.r_[x, np.zeros(layout.primal - layout.x), self.tail][self.smooth.inputs]
+        n, rows, k = cone.x.size, cone.constr_size, layout.equalities
+        P = np.zeros((n, n)) if cone.P is None else (cone.P @ inputs).reshape(n, n)
+        A = (cone.A @ inputs).reshape(n + 1, rows).T
+        return Follower(
+            (P + P.T) / 2, (cone.q @ inputs)[:n], A[k:, :n], A[k:, n], A[:k, :n], A[:k, n], self.smooth.columns
+        )

@@ -1,0 +1,75 @@
+"""The examples run, small, and do what they say."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import cvxpy as cp
+import numpy as np
+import pytest
+import torch
+
+from bigrad.datasets import italy_power_demand
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def load(name: str) -> ModuleType:
+    """One of the examples as a module."""
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def tariff() -> ModuleType:
+    return load("tariff")
+
+
+def test_tariff_prints_its_table_and_saves_its_picture(tariff, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    torch.manual_seed(5)
+    costs = tariff.main(days=40, held_out=10, warm_up=2, epochs=1, seeds=2, folder=tmp_path)
+    printed = capsys.readouterr().out
+    assert "own split has 67 training days" in printed
+    assert "32 days to train on, 8 to choose the epoch by, 10 held out" in printed
+    for name in ("flat price", "two-stage", "end to end", "perfect foresight"):
+        assert f"\n{name} " in printed
+    assert len(costs["end to end"]) == 2
+    assert min(cost.min() for cost in costs.values()) == costs["perfect foresight"].item()
+    assert (tmp_path / "tariff.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_tariff_customers_answer_with_their_true_demand(tariff):
+    """The load and the cost that the example books are those of the true customers, by an independent solve."""
+    days = torch.as_tensor(italy_power_demand(train=700, seed=0).train[:4])
+    expected = days.roll(1, 0)
+    expected[:, : tariff.SEEN] = days[:, : tariff.SEEN]
+    booked = tariff.realised(tariff.tariff_layer(), expected, days)
+    for price, load, cost, demand in zip(*(part.numpy() for part in (*booked, days)), strict=True):
+        y = cp.Variable(tariff.HOURS)
+        shift = y - demand
+        answer = cp.Problem(
+            cp.Minimize(price @ y + tariff.DISCOMFORT / 2 * cp.sum_squares(shift)),
+            [cp.sum(shift) == 0, shift[: tariff.SEEN] == 0, shift <= tariff.FLEXIBLE, shift >= -tariff.FLEXIBLE],
+        )
+        answer.solve(solver=cp.CLARABEL)
+        np.testing.assert_allclose(load, y.value, atol=1e-5)
+        np.testing.assert_allclose(price[: tariff.SEEN], 1, atol=1e-9)
+        terms = tariff.LEVEL * np.square(price - 1).sum() + tariff.JUMP * np.square(np.diff(price)).sum()
+        np.testing.assert_allclose(cost, load.max() + terms)
+
+
+def test_tariff_gradient_is_that_of_the_realised_cost(tariff):
+    """The derivative by which the example learns, against central differences of re-solves."""
+    days = torch.as_tensor(italy_power_demand(train=700, seed=0).train[:3])
+    layer, expected = tariff.tariff_layer(), (0.9 * days).requires_grad_()
+    direction = torch.linspace(-1, 1, tariff.HOURS, dtype=torch.float64).sin()
+    (gradient,) = torch.autograd.grad(tariff.realised(layer, expected, days).cost.sum(), expected)
+    step = 1e-5 * direction
+    with torch.no_grad():
+        ahead, behind = (tariff.realised(layer, expected + s, days).cost for s in (step, -step))
+    np.testing.assert_allclose(gradient @ direction, (ahead - behind) / 2e-5, rtol=1e-4)
