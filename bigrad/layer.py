@@ -13,7 +13,7 @@ from bigrad.affine import flatten, unflatten
 from bigrad.auto import Auto
 from bigrad.gradients.base import AbstractGradient, attach
 from bigrad.program import Input, Program, Unknown
-from bigrad.solution import CapabilityError, InputError, Outcome, Point, Solution, SolveError
+from bigrad.solution import CapabilityError, InputError, Outcome, Solution, SolveError
 from bigrad.solvers.base import AbstractSolver, batch_size
 
 
@@ -102,7 +102,7 @@ class Layer(nn.Module):
         return [self.program.unknowns[k] for k in self._variables]
 
     def _solve(self, theta: tuple[Tensor, ...], warm_start: Sequence[Solution] | None) -> Outcome:
-        points: list[Point | None] | None = None if warm_start is None else [s.point for s in warm_start]
+        points = None if warm_start is None else self.program.points(warm_start)
         if points is not None and len(points) != (need := batch_size(theta)):
             raise InputError(f"warm_start has {len(points)} Solutions for a batch of {need}; give one per item.")
         return self.solver.solve(self.program, tuple(t.detach().cpu().numpy() for t in theta), points)

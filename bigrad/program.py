@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from bigrad.affine import flatten, unflatten
 from bigrad.quadratic import Maps
-from bigrad.solution import CapabilityError, InputError, Outcome, Solution
-
-if TYPE_CHECKING:
-    from bigrad.programs.smooth import Smooth
+from bigrad.solution import CapabilityError, InputError, Outcome, Point, Solution
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +75,7 @@ class Program:
     quadratic: Maps | None
     convex: bool
     why_not_quadratic: str
-    smooth: Smooth
+    smooth: Any
     source: Source = field(repr=False)
     default: Solver = field(repr=False)
     rebuild: tuple[Any, ...] = field(repr=False)
@@ -106,10 +103,19 @@ class Program:
         given = self._given(values or {})
         solver = self.checked(solver)
         theta = tuple(flatten(given[i.handle], len(i.shape)) for i in self.inputs)
-        outcome = solver.solve(self, theta, None if warm_start is None else [warm_start.point])
+        outcome = solver.solve(self, theta, None if warm_start is None else self.points([warm_start]))
         solution = self.solutions(outcome, given, verify=verify)[0]
         self.source.publish({u.handle: solution.values[u.handle].copy() if solution.status.ok else None for u in self.unknowns})
         return solution
+
+    def points(self, solutions: Sequence[Solution]) -> list[Point | None]:
+        """Where solves may start from, checked to be of this program."""
+        layout = self.quadratic.sizes if self.quadratic else self.smooth.layout
+        points = [s.point for s in solutions]
+        for i, point in enumerate(points):
+            if point is not None and (len(point.z), len(point.tight)) != (layout.x + layout.y, layout.pairs):
+                raise InputError(f"warm_start: Solution {i} is of another program; give Solutions of this one.")
+        return points
 
     def checked(self, solver: Solver | None) -> Solver:
         """The solver, `Auto()` for None, refused with its own sentence where it cannot take this program."""

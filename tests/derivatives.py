@@ -15,15 +15,18 @@ import bigrad as bg
 
 STEPS = (1e-5, 1e-6, 1e-7)
 """Tried in turn: a kink of the solution map that a step reaches across says nothing about the derivative."""
-KINK = 1e-3
+EXACT = 1e-9
+"""A re-solve with a larger residual or violation is too coarse to difference."""
+KINK = 1e-4
 """One-sided differences that differ by more than this, relative to the block's gradient, are two."""
 
 
 @dataclass
 class Difference:
-    """One direction in one parameter: the layer's directional derivative, the two one-sided differences, the norm of the block's gradient.
+    """One direction in one parameter: the layer's directional derivative and the two one-sided differences.
 
-    jumped: a re-solve did not stay near the solution, so it is no derivative at all. error and kink are relative to `scale`.
+    scale: the norm of the block's gradient, to which errors are relative. A side is NaN where the re-solve found no exact solution near
+    by: the solution jumps.
     """
 
     parameter: str
@@ -32,20 +35,28 @@ class Difference:
     left: float
     right: float
     scale: float
-    jumped: bool
 
     @property
     def kinked(self) -> bool:
-        return self.jumped or abs(self.right - self.left) > KINK * self.scale
+        """The two sides differ."""
+        return not abs(self.right - self.left) <= KINK * self.scale
 
     @property
     def error(self) -> float:
+        """Error against the central difference."""
         return abs(self.gradient - (self.left + self.right) / 2) / self.scale
 
     @property
     def one_sided(self) -> float:
-        """Distance to the nearer one-sided difference."""
-        return min(abs(self.gradient - self.left), abs(self.gradient - self.right)) / self.scale
+        """Error against the nearer one-sided difference; infinite where there is none."""
+        return (
+            float(
+                np.nan_to_num(
+                    np.nanmin([abs(self.gradient - s) if s == s else np.inf for s in (self.left, self.right)])
+                )
+            )
+            / self.scale
+        )
 
 
 @dataclass
@@ -107,54 +118,46 @@ def compare(
     layer = bg.Layer(program, parameters, variables, solver=solver, on_failure="nan")
     solution = program.solve(case.values, solver=solver)
     assert solution.status.ok, solution.status
-    cotangents = [torch.as_tensor(rng.standard_normal(v.shape)) for v in variables]
+    weights = [rng.standard_normal(v.shape) for v in variables]
     tensors = [torch.tensor(np.asarray(case.values[p], dtype=float), requires_grad=True) for p in parameters]
-
-    def loss(outputs: Sequence[torch.Tensor]) -> torch.Tensor:
-        return sum((c * o).flatten(o.ndim - c.ndim).sum(-1) for c, o in zip(cotangents, outputs, strict=True))
-
-    here = loss(layer(*tensors, warm_start=[solution]))
-    base = float(here.detach())
-    gradients = [g.numpy() for g in torch.autograd.grad(here, tensors)]
+    outputs = layer(*tensors, warm_start=[solution])
+    loss = sum((torch.as_tensor(c) * o).sum() for c, o in zip(weights, outputs, strict=True))
+    gradients = [g.numpy() for g in torch.autograd.grad(loss, tensors)]
     gradients = [
         (g + g.T) / 2 if p.attributes["PSD"] or p.attributes["symmetric"] else g
         for p, g in zip(parameters, gradients, strict=True)
     ]
-    floor = 1e-4 * (1e-3 + max(np.linalg.norm(g) for g in gradients))
+    base, floor = float(loss.detach()), 1e-4 * (1e-3 + max(np.linalg.norm(g) for g in gradients))
     todo = [
         (k, kind, d)
         for k, (p, g) in enumerate(zip(parameters, gradients, strict=True))
         for kind, d in directions(p, g, rng, random, coordinates)
     ]
+
+    def score(there: bg.Solution, step: float) -> float:
+        """The loss at a re-solve; NaN if that is no neighbour of the solution or not exact."""
+        close = max(np.abs(there[v] - solution[v]).max() for v in variables) < 1e4 * step
+        exact = there.status.ok and max(there.stats.residual, there.stats.violation) < EXACT
+        return (
+            sum(float((c * there[v]).sum()) for c, v in zip(weights, variables, strict=True))
+            if close and exact
+            else np.nan
+        )
+
     done: dict[int, Difference] = {}
     for h in steps:
-        open_ = [t for t in range(len(todo)) if t not in done or done[t].kinked]
-        if not open_:
+        left = [t for t in range(len(todo)) if t not in done or done[t].kinked]
+        if not left:
             break
-        values = [np.repeat(np.asarray(case.values[p], dtype=float)[None], 2 * len(open_), 0) for p in parameters]
-        for row, t in enumerate(open_):
+        values = [np.repeat(np.asarray(case.values[p], dtype=float)[None], 2 * len(left), 0) for p in parameters]
+        for row, t in enumerate(left):
             k, _, d = todo[t]
             values[k][2 * row] += h * d
             values[k][2 * row + 1] -= h * d
-        with torch.no_grad():
-            outputs = layer(*map(torch.as_tensor, values), warm_start=[solution] * (2 * len(open_)))
-            there = loss(outputs)
-            centre = layer(*[t.detach() for t in tensors], warm_start=[solution])
-            moved = torch.stack([(o - c).flatten(1).abs().amax(-1) for o, c in zip(outputs, centre, strict=True)]).amax(
-                0
-            )
-        for row, t in enumerate(open_):
+        found = layer.solve(*map(torch.as_tensor, values), warm_start=[solution] * (2 * len(left)))
+        for row, t in enumerate(left):
             k, kind, d = todo[t]
-            up, down = float(there[2 * row]), float(there[2 * row + 1])
-            far = not max(float(moved[2 * row]), float(moved[2 * row + 1])) < 1e4 * h * np.linalg.norm(d)
-            scale = max(np.linalg.norm(gradients[k]), floor)
-            done[t] = Difference(
-                parameters[k].name(),
-                kind,
-                float((gradients[k] * d).sum()),
-                (base - down) / h,
-                (up - base) / h,
-                scale,
-                far,
-            )
+            up, down = (score(found[2 * row + side], h * float(np.linalg.norm(d))) for side in (0, 1))
+            slope, scale = float((gradients[k] * d).sum()), max(float(np.linalg.norm(gradients[k])), floor)
+            done[t] = Difference(parameters[k].name(), kind, slope, (base - down) / h, (up - base) / h, scale)
     return Report(solution, [done[t] for t in range(len(todo))])

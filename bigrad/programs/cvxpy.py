@@ -22,6 +22,7 @@ from bigrad.quadratic import Maps
 from bigrad.solution import DeclarationError
 
 PRECISE = {"tol_gap_abs": 1e-10, "tol_gap_rel": 1e-10, "tol_feas": 1e-10}
+SPLIT = "Make a product or function of parameters one parameter, or give one factor of a product a variable of its own (t == factor)"
 SIGNS = {"nonneg": 1, "pos": 1, "nonpos": -1, "neg": -1}
 
 
@@ -181,7 +182,7 @@ def _check_lower(problem: cp.Problem, roles: _Roles, leader: Mapping[int, cp.Var
                     why = f"it multiplies parameter '{names[0]}' by upper variable '{xs[0]}', which is a parameter to the follower"
                 elif xs:
                     why = f"it is not affine in upper variable '{xs[0]}', which is a parameter to the follower"
-                advice = f"Introduce an upper variable z with the upper constraint z == {text} and use z" if xs else "Make it one parameter"
+                advice = f"Introduce an upper variable z with the upper constraint z == {text} and use z" if xs else SPLIT
                 raise DeclarationError(
                     f"The lower problem is not DPP in the upper variables and parameters: in the {what} {_named(piece)}, look at {text}: "
                     f"{why}. {advice}."
@@ -240,7 +241,7 @@ def _check_upper(objective: cp.Expression, above: list[cp.Constraint], convex: b
                 culprit = _smallest(piece, lambda e: e.is_convex() or e.is_concave())
         if culprit is not None:
             raise DeclarationError(
-                f"The upper {what} {_named(piece)} is not DPP at {_named(culprit)}: a product of two parameters, or a function of one, must become one parameter."
+                f"The upper {what} {_named(piece)} is not DPP at {_named(culprit)}: it is not affine in the parameters. {SPLIT}."
             )
 
 

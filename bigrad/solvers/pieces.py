@@ -122,7 +122,7 @@ class Pieces(AbstractSolver):
         rows = best[found]
         width, table = sizes.blocks[-1].stop, {}
         settled = settle(data.pick(found), sizes, search.w[rows], search.tight[rows], convex=True)
-        for name, blank in (("w", np.full((batch, width), np.nan)), ("free", np.zeros((batch, width), bool)), *_MEASURES(batch)):
+        for name, blank in (("w", np.full((batch, width), np.nan)), ("free", np.zeros((batch, width), bool)), *_blanks(batch)):
             table[name] = blank
             blank[found] = getattr(settled, name)
         tight = np.zeros((batch, sizes.pairs), bool)
@@ -186,7 +186,8 @@ class Pieces(AbstractSolver):
         return np.concatenate(items), np.concatenate(sides), bound
 
 
-def _MEASURES(batch: int) -> list[tuple[str, np.ndarray]]:
+def _blanks(batch: int) -> list[tuple[str, np.ndarray]]:
+    """The measurements of items without a point."""
     return [
         *((k, np.full(batch, np.nan)) for k in ("residual", "violation")),
         *((k, np.zeros(batch, int)) for k in ("biactive", "degenerate")),

@@ -21,13 +21,19 @@ from bigrad.solution import Outcome, Point, Status
 from bigrad.solvers import uno
 from bigrad.solvers.active import TOUCH
 from bigrad.solvers.base import AbstractSolver, batch_size
+from bigrad.solvers.branch import branch
+from bigrad.solvers.search import Search
 from bigrad.solvers.stages import QuadraticSystem, Stages, State, System, answer
 from bigrad.solvers.verdict import Verdict, conclude, nonconvex
 
 GAIN = 1e-9
 """A point is better, or a bound is reached, by this much relative to 1 + the objective."""
-REACH = (1.0, 1e-1, 1e-2, 1e-3)
-"""Curvatures of the random objectives, in turn; they keep optima finite, near and far, in unbounded regions."""
+REACH = (1.0, 3.0, 10.0, 100.0)
+"""How far, in turn, random objectives pull where the region is unbounded, relative to 1 + the first point."""
+WIDER = 10.0
+"""The starts take steps wider by 1, by this and by its square, in turn: they end in different local optima."""
+NODES = 64
+"""Nodes of the search for a bilevel-feasible point where all starts found none."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,7 @@ class Relaxation(AbstractSolver):
     """
 
     starts: int = 8
-    steps: tuple[float, ...] = (1e-1, 1e-3, 1e-6)
+    steps: tuple[float, ...] = (1e-1, 1e-3)
     max_iterations: int = 300
     time_limit: float | None = None
     seed: int = 0
@@ -80,37 +86,31 @@ class Relaxation(AbstractSolver):
             return Verdict(Status.NONCONVEX_LOWER)
         search = _Search(Stages(system, self.max_iterations, lambda: end - time.perf_counter()), self.steps)
         convex = program.convex if program.quadratic else program.smooth.convex
-        rng = np.random.default_rng(self.seed)
-        size = system.layout.x + system.layout.y
-        bound, begun = -np.inf, 0
         if warm is not None:
-            begun += 1
             search.resume(warm)
-        top = search.origin
-        for k in range(self.starts if search.best is None else 0):
-            if search.late:
-                break
+        top, bound, begun = search.origin, -np.inf, int(warm is not None)
+        if not search.found and not search.late:
+            top = search.high_point(search.origin)
             begun += 1
-            if k == 0:
-                top = search.stages.high_point(top)
-                search.iterations += top.iterations
-                if convex and top.status == uno.SUCCESS:
-                    bound = top.F
-                elif convex and top.status == uno.INFEASIBLE:
-                    break
-                first = (
-                    top if top.status in (uno.SUCCESS, uno.INFEASIBLE) else search.origin._replace(status=uno.SUCCESS)
-                )
+            if convex and top.status == uno.SUCCESS:
+                bound = top.F
+            if top.status == uno.INFEASIBLE:
+                begun = self.starts if convex else begun
             else:
+                search.down_from(top if top.status == uno.SUCCESS else search.origin)
+            base = top if top.status == uno.SUCCESS else search.origin
+            rng, size = np.random.default_rng(self.seed), system.layout.x + system.layout.y
+            reach = 1 + abs(base.X[:size]).max(initial=0.0)
+            while begun < self.starts and not search.late:
+                if search.reaches(bound):
+                    break
                 pull = rng.standard_normal(size)
-                first = search.stages.high_point(
-                    top if top.status == uno.SUCCESS else search.origin, pull, REACH[k % len(REACH)]
-                )
-                search.iterations += first.iterations
-            if first.status == uno.SUCCESS:
-                search.from_high_point(first)
-            if search.best is not None and not _below(bound, search.best.F):
-                break
+                point = search.high_point(base, pull, 1 / (reach * REACH[begun % len(REACH)]))
+                begun += 1
+                if point.status == uno.SUCCESS:
+                    search.down_from(point)
+        if not search.found and isinstance(system, QuadraticSystem):
+            search.rescue(system, end)
         return conclude(search.stages, search, top, bound, begun, convex)
 
 
@@ -125,6 +125,17 @@ class _Search:
         self.settled = False
         self.iterations = 0
         self.endings: set[str] = set()
+        self.impossible = False
+        self.starts = 0
+
+    @property
+    def found(self) -> bool:
+        """Whether there is a bilevel-feasible point."""
+        return self.best is not None
+
+    def reaches(self, bound: float) -> bool:
+        """Whether the best point is as good as a bound."""
+        return self.best is not None and not _below(bound, self.best.F)
 
     @property
     def late(self) -> bool:
@@ -140,7 +151,24 @@ class _Search:
             answered[: len(point.z)] = point.z
             self.descend(self.stages.start(answered), point.tight)
 
-    def from_high_point(self, point: State) -> None:
+    def high_point(self, state: State, pull: np.ndarray | None = None, curvature: float = 0.0) -> State:
+        """An optimum of the high-point relaxation."""
+        found = self.stages.high_point(state, pull, curvature)
+        self.iterations += found.iterations
+        return found
+
+    def rescue(self, system: QuadraticSystem, end: float) -> None:
+        """Look for any bilevel-feasible point by branching, and search from it; or prove that there is none."""
+        n, sizes = system.layout.x + system.layout.y, system.layout
+        flat = system.data._replace(Q=1e-3 * np.eye(n), c=np.zeros(n), c0=np.zeros(()))
+        table = Search(flat, sizes, 1)
+        proven = branch(table, np.zeros(1, int), NODES, end)[0]
+        row = table.best()[0]
+        if row >= 0:
+            self.descend(self.stages.start(table.w[row, : sizes.primal]), table.tight[row])
+        self.impossible = bool(proven and row < 0)
+
+    def down_from(self, point: State) -> None:
         """Search from the follower's answer to the leader's part of a point."""
         stages = self.stages
         v = answer(stages.system, point.X[: stages.n])
@@ -151,38 +179,44 @@ class _Search:
         for t in self.steps:
             if self.late:
                 return
-            after = stages.relaxed(state, t)
+            after = stages.relaxed(state, t * WIDER ** (self.starts % 3))
             self.iterations += after.iterations
             if after.status not in (uno.SUCCESS, uno.STALLED):
                 break
             state, tight = after, after.X[stages.lam] > after.X[stages.s]
+        self.starts += 1
         if not self.descend(state, tight):
             v = answer(stages.system, state.X[: stages.n])
             if v is not None:
                 self.descend(stages.start(v), v[stages.lam] > TOUCH)
 
     def descend(self, state: State, tight: np.ndarray) -> bool:
-        """Solve the piece and its neighbours across kinks until none is better; False if the first has no solution."""
+        """Solve a piece, then neighbours across kinks that ask for it, while none loses ground and none is seen twice.
+
+        False if the first piece has no solution.
+        """
         here = self._piece(state, tight)
         if here is None:
             return False
-        settled = False
+        seen, settled = {tight.tobytes()}, False
         while not self.late:
             wrong = self._wrong(here, tight)
             order = np.argsort(-wrong, kind="stable")[: int((wrong > 0).sum())]
-            if not len(order):
-                settled = True
-                break
+            settled = not len(order)
             for turn in ([order] if len(order) > 1 else []) + [order[k : k + 1] for k in range(len(order))]:
                 other = tight.copy()
                 other[turn] = ~other[turn]
+                if other.tobytes() in seen:
+                    continue
+                seen.add(other.tobytes())
                 there = self._piece(here, other)
-                if there is not None and _below(there.F, here.F):
+                if there is not None and not _below(here.F, there.F):
                     here, tight = there, other
                     break
             else:
                 break
-        if self.best is None or _below(here.F, self.best.F):
+        best = np.inf if self.best is None else self.best.F
+        if _below(here.F, best) or (settled and not self.settled and not _below(best, here.F)):
             self.best, self.tight, self.settled = here, tight, settled
         return True
 
@@ -204,7 +238,7 @@ class _Search:
 
 def _below(a: float, b: float) -> bool:
     """Whether the objective a is clearly better than b."""
-    return a < b - GAIN * (1 + abs(b))
+    return a < b - GAIN * (1 + abs(b)) if np.isfinite(b) else a < b
 
 
 def _near(values: np.ndarray) -> float:

@@ -49,6 +49,7 @@ class Found(Protocol):
     best: State | None
     tight: np.ndarray
     settled: bool
+    impossible: bool
     iterations: int
     endings: set[str]
 
@@ -71,7 +72,9 @@ def conclude(stages: Stages, search: Found, top: State, bound: float, starts: in
             if isinstance(system, QuadraticSystem)
             else _reason(stages, top, convex)
         )
-        if status is Status.NOT_FOUND and search.endings & {uno.LIMIT}:
+        if status is Status.NOT_FOUND and search.impossible:
+            status = Status.INFEASIBLE_UPPER
+        if status is Status.NOT_FOUND and uno.LIMIT in search.endings:
             status = Status.ITERATION_LIMIT
         return blank._replace(status=status)
     w = np.r_[search.best.X[: stages.n], search.best.m]
@@ -150,38 +153,34 @@ def _measure(system: System, w: np.ndarray, free: np.ndarray) -> tuple[float, fl
 
 
 def _reason(stages: Stages, top: State, convex: bool) -> Status:
-    """Why a smooth program has no answer, as far as linear parts or a convex high-point relaxation prove it."""
+    """Why a smooth program has no answer, as far as its linear rows or a convex high-point relaxation prove it."""
     from scipy.optimize import linprog
 
     system, layout = stages.system, stages.layout
     n = stages.n
-    _, _, _, _, sigma, kappa, eta, *_ = layout.blocks
-    zero = np.zeros(n)
-    matrix, rows = system.matrix(np.zeros(n + stages.count)), system.rows(zero)
-    low, high = system.low.copy(), system.high
-    moved = np.linspace(1.0, 2.0, n)
-    straight = np.abs(system.rows(2 * moved) - 2 * system.rows(moved) + rows) <= 1e-9 * (1 + np.abs(rows))
+    _, _, _, _, sigma, kappa, eta, gamma, eps = (np.arange(b.start, b.stop) - n for b in layout.blocks)
+    one, two = np.linspace(1.0, 2.0, n), np.linspace(3.0, 1.0, n)
+    ends = [system.rows(one), system.rows(two), system.rows((one + two) / 2)]
+    with np.errstate(invalid="ignore"):
+        straight = abs(ends[0] + ends[1] - 2 * ends[2]) <= 1e-9 * (1 + abs(ends[0]) + abs(ends[1]))
+    matrix = system.matrix(np.r_[one, np.zeros(stages.count)])[n:, :n]
+    level = ends[0] - matrix @ one
+    own = straight & ~matrix[:, layout.x :].any(-1)
+    soft, rigid = np.r_[kappa, gamma], np.r_[sigma, eta, eps]
+    bounds = np.c_[system.low, system.high]
 
-    def impossible(*blocks: slice) -> bool:
-        at = np.concatenate([np.arange(b.start, b.stop) for b in blocks]).astype(int)
-        if not len(at) or not straight[at - n].all():
-            return False
-        rigid, soft = at[(at < kappa.start) | (at >= kappa.stop)], at[(at >= kappa.start) & (at < kappa.stop)]
-        bounds = np.c_[low, high]
-        result = linprog(
-            np.zeros(n),
-            matrix[soft, :n],
-            -rows[soft - n],
-            matrix[rigid, :n],
-            -rows[rigid - n],
-            bounds=bounds,
-            method="highs",
-        )
+    def impossible(rows: np.ndarray) -> bool:
+        a, e = np.intersect1d(rows, soft), np.intersect1d(rows, rigid)
+        result = linprog(np.zeros(n), matrix[a], -level[a], matrix[e], -level[e], bounds=bounds, method="highs")
         return result.status == 2
 
-    if impossible(kappa, eta):
+    leader = np.flatnonzero(own & np.isin(np.arange(stages.count), np.r_[gamma, eps]))
+    if impossible(leader):
+        return Status.INFEASIBLE_UPPER
+    below, optimal = np.r_[kappa, eta], np.r_[kappa, eta, sigma]
+    if straight[below].all() and impossible(np.r_[leader, below]):
         return Status.INFEASIBLE_LOWER
-    if impossible(kappa, eta, sigma):
+    if straight[optimal].all() and impossible(np.r_[leader, optimal]):
         return Status.UNBOUNDED_LOWER
     if convex and top.status == uno.INFEASIBLE:
         return Status.INFEASIBLE_UPPER
