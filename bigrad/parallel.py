@@ -1,7 +1,7 @@
 """Work spread over threads: most of the time of a batch goes to C code that releases the interpreter lock.
 
-BLAS is held to one thread meanwhile. The matrices of a batch are small, and two layers of threads spin against each other: on a busy
-two-core machine that made a solve ten times slower.
+BLAS and torch are held to one thread meanwhile. The matrices of a batch are small, and two layers of threads spin against each
+other: on a busy two-core machine that made a solve, and a backward pass, more than ten times slower.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import cache
 from typing import TypeVar
 
 import numpy as np
@@ -34,28 +34,46 @@ def thread_map(work: Callable[[np.ndarray], T], count: int, least: int) -> list[
             return list(pool.map(work, parts))
 
 
-class _SingleBlas:
-    """One BLAS thread while any caller is inside; the first one in sets it, the last one out restores it."""
+class OneThread:
+    """`with` one thread: the first one in sets it, the last one out restores it; any number of threads may be inside.
 
-    def __init__(self) -> None:
-        self.lock, self.inside = threading.Lock(), 0
+    limit: sets the one thread and returns what undoes it.
+    """
 
-    @cached_property
-    def controller(self) -> ThreadpoolController:
-        return ThreadpoolController()
+    def __init__(self, limit: Callable[[], Callable[[], object]]):
+        self.limit, self.lock, self.inside = limit, threading.Lock(), 0
 
     def __enter__(self) -> None:
         with self.lock:
             if not self.inside:
-                self.limit = self.controller.limit(limits=1, user_api="blas")
+                self.undo = self.limit()
             self.inside += 1
 
     def __exit__(self, *error: object) -> None:
         with self.lock:
             self.inside -= 1
             if not self.inside:
-                self.limit.restore_original_limits()
+                self.undo()
 
 
-single_blas = _SingleBlas()
-"""`with single_blas:` around code that works on many small matrices; may be entered again, and by many threads."""
+@cache
+def _libraries() -> ThreadpoolController:
+    return ThreadpoolController()
+
+
+def _limit_blas() -> Callable[[], object]:
+    return _libraries().limit(limits=1, user_api="blas").restore_original_limits
+
+
+def _limit_torch() -> Callable[[], object]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    return lambda: torch.set_num_threads(before)
+
+
+single_blas = OneThread(_limit_blas)
+"""Around numpy's algebra on many small matrices."""
+single_torch = OneThread(_limit_torch)
+"""Around torch's."""

@@ -129,12 +129,12 @@ class Program:
         kind = "quadratic" if self.quadratic else f"smooth ({self.why_not_quadratic})"
         leader = sum(int(np.prod(u.shape)) for u in self.unknowns if u.leader)
         follower = sum(int(np.prod(u.shape)) for u in self.unknowns if not u.leader)
-        lines = [f"Bilevel program, {kind}: {leader} leader and {follower} follower variables, {len(self.inputs)} parameters."]
+        lines = [f"Bilevel program, {kind}. Variables: leader {leader}, follower {follower}. Parameters: {len(self.inputs)}."]
         if self.quadratic:
             s = self.quadratic.sizes
             lines.append(
-                f"As arrays: {s.x} + {s.y} variables, {s.pairs} complementarity pairs, {s.equalities} follower equalities, "
-                f"{s.upper} upper inequalities, {s.upper_equalities} upper equalities; upper level "
+                f"As arrays: variables {s.x} + {s.y}; complementarity pairs {s.pairs}; follower equalities {s.equalities}; "
+                f"upper inequalities {s.upper}, equalities {s.upper_equalities}; upper level "
                 f"{'convex' if self.convex else 'not convex'}."
             )
         chosen, why = self.checked(solver).choose(self)

@@ -198,5 +198,4 @@ def picture(path: Path, demand: Tensor, runs: dict[str, Day]) -> None:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)  # the tensors are small: more threads would only wait for each other
     main()

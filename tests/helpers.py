@@ -61,6 +61,10 @@ def fixed(problem: cp.Problem, values: Mapping[Any, Any]) -> cp.Problem:
     The other variables keep their bounds, so a parameter that is such a bound is given its value for good.
     """
     swap = {id(leaf): cp.Constant(np.asarray(value, dtype=float)) for leaf, value in values.items()}
+    for leaf in values:  # CVXPY takes 0 * y for a constant and then finds that y has no value: no exact zeros
+        if isinstance(leaf, cp.Variable):
+            at = swap[id(leaf)].value
+            swap[id(leaf)] = cp.Constant(at + 1e-13 * np.cos(1 + np.arange(leaf.size)).reshape(leaf.shape))
     for limit in itertools.chain.from_iterable(v.attributes.get("bounds") or () for v in problem.variables()):
         for p in limit.parameters() if isinstance(limit, cp.Expression) else ():
             p.value = np.asarray(values[p], dtype=float)

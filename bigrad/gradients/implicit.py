@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, ClassVar
 from bigrad.affine import mv
 from bigrad.gradients.base import AbstractGradient
 from bigrad.linear import solve_free
+from bigrad.parallel import single_blas, single_torch
 from bigrad.program import Program
-from bigrad.quadratic import kkt, residual
+from bigrad.quadratic import Maps, kkt, residual
 from bigrad.solution import Outcome, SingularWarning
 
 if TYPE_CHECKING:
@@ -59,12 +60,9 @@ class Implicit(AbstractGradient):
             z = solve_free(matrix, free, rhs)[0][:, : cotangent.shape[1]]
             grads = torch.autograd.grad(z, leaves, cotangent, create_graph=True, allow_unused=True)
         else:
-            matrix, _ = kkt(maps(finite), maps.sizes, len(free))
-            target = torch.nn.functional.pad(cotangent, (0, free.shape[1] - cotangent.shape[1]))
-            adjoint, singular = solve_free(matrix, free, target)
-            _warn(matrix, adjoint, free, target, singular)
+            adjoint = _adjoint(maps, finite, free, cotangent)
             w = torch.as_tensor(outcome.w, device=cotangent.device)
-            with torch.enable_grad():
+            with single_torch, torch.enable_grad():
                 inputs = tuple(t.detach().requires_grad_(need) for t, need in zip(finite, wanted, strict=True))
                 pulled = (adjoint * residual(maps(inputs), maps.sizes, torch.where(ok[:, None], w, 0.0))).sum()
                 asked = [t for t in inputs if t.requires_grad]
@@ -72,6 +70,24 @@ class Implicit(AbstractGradient):
                 grads = torch.autograd.grad(-pulled, asked, allow_unused=True) if used else (None,) * len(asked)
         filled = iter(torch.zeros_like(t) if g is None else g for g, t in zip(grads, leaves, strict=True))
         return tuple(next(filled) if need else None for need in wanted)
+
+
+def _adjoint(maps: Maps, theta: tuple[Tensor, ...], free: Tensor, cotangent: Tensor) -> Tensor:
+    """The a of M a = (cotangent, 0), (batch, unknowns); by numpy on the CPU, where one BLAS thread suits small matrices."""
+    import torch
+
+    on_cpu = cotangent.device.type == "cpu"
+    arrays = (*theta, free, torch.nn.functional.pad(cotangent, (0, free.shape[1] - cotangent.shape[1])))
+    *inputs, held, target = (a.detach().numpy() for a in arrays) if on_cpu else (a.detach() for a in arrays)
+    with single_blas:
+        matrix, _ = kkt(maps(tuple(inputs)), maps.sizes, len(held))
+        adjoint, singular = solve_free(matrix, held, target)
+    if bool(singular.any()):
+        gap = abs((mv(matrix, adjoint) - target) * held).sum(-1)
+        lost = singular & (gap > 1e-6 * abs(target).sum(-1))
+        if bool(lost.any()):
+            warnings.warn(_message([i for i, bad in enumerate(lost.tolist()) if bad]), SingularWarning, stacklevel=2)
+    return torch.as_tensor(adjoint)
 
 
 def _smooth(
@@ -98,15 +114,6 @@ def _smooth(
             if g is not None:
                 (g[i] if g.ndim > 1 else g).add_(torch.as_tensor(value, dtype=g.dtype, device=g.device))
     return tuple(grads)
-
-
-def _warn(matrix: Tensor, adjoint: Tensor, free: Tensor, target: Tensor, singular: Tensor) -> None:
-    if not bool(singular.any()):
-        return
-    gap = ((mv(matrix, adjoint) - target) * free).abs().amax(-1)
-    lost = singular & (gap > 1e-6 * target.abs().amax(-1))
-    if bool(lost.any()):
-        warnings.warn(_message(lost.nonzero()[:, 0].tolist()), SingularWarning, stacklevel=2)
 
 
 def _message(items: list[int]) -> str:

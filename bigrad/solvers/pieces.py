@@ -66,8 +66,8 @@ class Pieces(AbstractSolver):
         if 2**pairs <= self.exhaustive:
             return self, f"All {2**pairs} pieces are solved, so the optimum is global."
         if self.nodes:
-            return self, f"A local search over pieces from {self.starts} starts, then branching with at most {self.nodes} nodes for a proof."
-        return self, f"A local search over pieces from {self.starts} starts; the best local optimum is returned."
+            return self, f"A local search over pieces (starts: {self.starts}), then branching for a proof (nodes: at most {self.nodes})."
+        return self, f"A local search over pieces (starts: {self.starts}); the best local optimum is returned."
 
     def solve(
         self, program: Program, theta: tuple[np.ndarray, ...], warm_start: Sequence[Point | None] | None = None

@@ -62,7 +62,7 @@ class Relaxation(AbstractSolver):
         kind = "quadratic" if program.quadratic else "smooth"
         return (
             self,
-            f"A local search for a {kind} upper level from {self.starts} starts; the best local optimum is returned.",
+            f"A local search for a {kind} upper level (starts: {self.starts}); the best local optimum is returned.",
         )
 
     def solve(
@@ -181,7 +181,7 @@ class _Search:
                 return
             after = stages.relaxed(state, t * WIDER ** (self.starts % 3))
             self.iterations += after.iterations
-            if after.status not in (uno.SUCCESS, uno.STALLED):
+            if after.status not in (uno.SUCCESS, uno.STALLED, uno.LIMIT):
                 break
             state, tight = after, after.X[stages.lam] > after.X[stages.s]
         self.starts += 1

@@ -17,10 +17,12 @@ from bigrad.programs.bilinear import Pattern
 from bigrad.programs.system import Follower
 from bigrad.quadratic import Data, Sizes, kkt
 from bigrad.solvers.convex import EQUALITY, INFINITY, UNBOUNDED, if_unbounded, quadratic_program
-from bigrad.solvers.uno import STALLED, Nlp, minimise
+from bigrad.solvers.uno import STALLED, Nlp, Optimum, minimise
 
 NUDGES = (1e-6, 1e-3)
 """Relative steps aside from a point where Uno stalled."""
+ROUGH, LOOSE, TIGHT = 50, 1e-6, 1e-9
+"""Most iterations of a stage that only proposes where to look, its tolerance, and that of the others."""
 Places = tuple[np.ndarray, np.ndarray]
 
 
@@ -159,7 +161,7 @@ class Stages:
         """All products lam_i s_i at most t."""
         high = self.row_high.copy()
         high[self.count :] = t
-        return self._run(state, np.ones(self.n + self.pairs, bool), self.live, high, state.X)
+        return self._run(state, np.ones(self.n + self.pairs, bool), self.live, high, state.X, rough=True)
 
     def piece(self, state: State, tight: np.ndarray) -> State:
         """Slack zero where tight, multiplier zero elsewhere."""
@@ -176,7 +178,7 @@ class Stages:
         keep[self.multipliers] = False
         rows = self.live.copy()
         rows[self.sigma] = rows[self.count :] = False
-        return self._run(state, keep, rows, self.row_high, state.X, pull, reach)
+        return self._run(state, keep, rows, self.row_high, state.X, pull, reach, pull is not None)
 
     def _run(
         self,
@@ -187,15 +189,20 @@ class Stages:
         X: np.ndarray,
         pull: np.ndarray | None = None,
         reach: float = 0.0,
+        rough: bool = False,
     ) -> State:
         nlp = self._nlp(keep, live, row_high, X, pull, reach)
         guess = np.r_[state.m, np.zeros(self.pairs)][live]
-        found = minimise(nlp, X[keep], guess, max_iterations=self.limit, time_limit=self.clock())
+        limit, tolerance = (min(self.limit, ROUGH), LOOSE) if rough else (self.limit, TIGHT)
+
+        def solve(x: np.ndarray) -> Optimum:
+            return minimise(nlp, x, guess, max_iterations=limit, time_limit=self.clock(), tolerance=tolerance)
+
+        found = solve(X[keep])
         for nudge in NUDGES:  # at a degenerate point the multipliers can come out wrong; a step aside puts them right
-            if found.status != STALLED:
+            if found.status != STALLED or rough:
                 break
-            aside = found.x + nudge * (1 + abs(found.x)) * np.cos(np.arange(len(found.x)))
-            found = minimise(nlp, aside, guess, max_iterations=self.limit, time_limit=self.clock())
+            found = solve(found.x + nudge * (1 + abs(found.x)) * np.cos(np.arange(len(found.x))))
         X = X.copy()
         X[keep] = found.x
         m = np.zeros(self.count + self.pairs)

@@ -18,12 +18,10 @@ UNBOUNDED, INFEASIBLE, BROKEN = "unbounded", "infeasible", "broken"
 OPTIONS = {
     "logger": "SILENT",
     "print_solution": False,
-    "primal_tolerance": 1e-9,
-    "dual_tolerance": 1e-9,
     "unbounded_objective_threshold": -1e12,
 }
-INFINITE = 1e15
-"""A point beyond this, along which the objective keeps falling, counts as unbounded."""
+INFINITE = 1e9
+"""An optimum with a larger variable counts as unbounded: Uno takes it for one when the numbers outgrow its tests."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +67,7 @@ def minimise(
     *,
     max_iterations: int = 500,
     time_limit: float = np.inf,
-    radius: float = 10.0,
+    tolerance: float = 1e-9,
 ) -> Optimum:
     """Run Uno from a point, silently. Never raises: what goes wrong is in the status."""
     model = unopy.Model(unopy.PROBLEM_NONLINEAR, len(start), nlp.low, nlp.high, unopy.ZERO_BASED_INDEXING)
@@ -90,7 +88,8 @@ def minimise(
     for name, value in OPTIONS.items():
         solver.set_option(name, value)
     solver.set_option("max_iterations", max_iterations)
-    solver.set_option("TR_radius", radius)
+    solver.set_option("primal_tolerance", tolerance)
+    solver.set_option("dual_tolerance", tolerance)
     if np.isfinite(time_limit):
         solver.set_option("time_limit", max(time_limit, 1e-3))
     try:
