@@ -52,6 +52,10 @@ class Affine:
         scale = sp.diags_array(factors)
         return Affine(self.shape, self.base * factors, {k: sp.csr_array(scale @ m) for k, m in self.terms.items()})
 
+    def mixed(self, weights: sp.csr_array, shape: tuple[int, ...]) -> Affine:
+        """The map followed by a constant linear one on its flat entries."""
+        return Affine(shape, weights @ self.base, {k: sp.csr_array(weights @ m) for k, m in self.terms.items()})
+
     def without(self, inputs: Sequence[int]) -> Affine:
         """The map with the named inputs held at zero."""
         return Affine(self.shape, self.base, {k: m for k, m in self.terms.items() if k not in set(inputs)})

@@ -61,15 +61,18 @@ def fixed(problem: cp.Problem, values: Mapping[Any, Any]) -> cp.Problem:
     The other variables keep their bounds, so a parameter that is such a bound is given its value for good.
     """
     swap = {id(leaf): cp.Constant(np.asarray(value, dtype=float)) for leaf, value in values.items()}
-    for leaf in values:  # CVXPY takes 0 * y for a constant and then finds that y has no value: no exact zeros
-        if isinstance(leaf, cp.Variable):
-            at = swap[id(leaf)].value
-            swap[id(leaf)] = cp.Constant(at + 1e-13 * np.cos(1 + np.arange(leaf.size)).reshape(leaf.shape))
     for limit in itertools.chain.from_iterable(v.attributes.get("bounds") or () for v in problem.variables()):
         for p in limit.parameters() if isinstance(limit, cp.Expression) else ():
             p.value = np.asarray(values[p], dtype=float)
     rows = [c.tree_copy(swap) for c in problem.constraints]
-    return cp.Problem(type(problem.objective)(problem.objective.expr.tree_copy(swap)), rows)
+    return cp.Problem(type(problem.objective)(_folded(problem.objective.expr.tree_copy(swap))), rows)
+
+
+def _folded(expression: cp.Expression) -> cp.Expression:
+    """Parts without variables as constants: CVXPY solves no problem with a quadratic form of constants."""
+    if not expression.variables() and not expression.parameters():
+        return cp.Constant(expression.value)
+    return expression.copy([_folded(arg) for arg in expression.args]) if expression.args else expression
 
 
 def solved(problem: cp.Problem) -> float:

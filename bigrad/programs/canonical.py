@@ -8,7 +8,7 @@ eliminated here, so that the level keeps the size its author gave it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cvxpy as cp
 import numpy as np
@@ -84,9 +84,7 @@ def level(program: ParamConeProg, variables: Sequence[cp.Variable], inputs: Sequ
     P = _mean(objective.rows(grid, (n, n)), objective.rows(flipped, (n, n)))
     starts = np.cumsum([0, *(v.size for v in variables if v.id in program.var_id_to_col)])
     offsets = {v.id: int(s) for v, s in zip((v for v in variables if v.id in program.var_id_to_col), starts, strict=False)}
-    where = {int(c): i for i, c in enumerate(kept)}
-    offsets |= {i: where[c] for i, c in program.var_id_to_col.items() if i not in offsets and c in where}
-    return Level(
+    found = Level(
         offsets=offsets,
         size=len(kept),
         equalities=equalities - len(by),
@@ -98,6 +96,61 @@ def level(program: ParamConeProg, variables: Sequence[cp.Variable], inputs: Sequ
         A=matrix.rows((others[:, None] + rows * kept).ravel(), (len(others), len(kept))).scaled(np.full(len(others) * len(kept), -1.0)),
         b=matrix.rows(others + rows * n, (len(others),)),
     )
+    return _without_caps(found, len(known))
+
+
+def _without_caps(level: Level, own: int) -> Level:
+    """Fourier-Motzkin elimination of auxiliaries that only pass a bound on: e <= t and t <= c become e <= c.
+
+    CVXPY writes abs(e) <= c, max(e) <= c and their like so. Such a t costs nothing, stands in rows without other auxiliaries, and is bounded
+    once on one side, so the number of rows does not grow.
+    """
+    width, rows = level.size, level.b.shape[0]
+    loose = {k: abs(m) for k, m in level.A.terms.items()}
+    moving = sum((m.sum(1) for m in loose.values()), np.zeros(rows * width)).reshape(rows, width) > 0
+    fixed = level.A.base.reshape(rows, width)
+    there = moving | (fixed != 0)
+    priced = _touches(level.P).any(0)[:width] | _touches(level.q)[:width] | _touches(level.T).any(0)
+    alone = there[:, own:].sum(1) == 1
+    up, down = (fixed > 0).sum(0), (fixed < 0).sum(0)
+    out = ~priced & ~moving.any(0) & ~there[: level.equalities].any(0) & (np.minimum(up, down) <= 1)
+    out &= (there & ~alone[:, None]).sum(0) == 0
+    out[:own] = False
+    if not out.any():
+        return level
+    pairs = [np.zeros((0, 2), int)]
+    for t in np.flatnonzero(out):
+        above, below = np.flatnonzero(fixed[:, t] > 0), np.flatnonzero(fixed[:, t] < 0)
+        pairs.append(np.stack(np.meshgrid(above, below, indexing="ij"), -1).reshape(-1, 2))
+    joined = np.concatenate(pairs)
+    stay = np.flatnonzero(~there[:, out].any(1))
+    scale = abs(fixed[:, out]).sum(1)
+    at = np.concatenate([np.arange(len(stay)), np.repeat(len(stay) + np.arange(len(joined)), 2)])
+    mix = sp.csr_array(
+        (np.concatenate([np.ones(len(stay)), 1 / scale[joined].ravel()]), (at, np.concatenate([stay, joined.ravel()]))),
+        shape=(len(stay) + len(joined), rows),
+    )
+    keep = np.flatnonzero(~out)
+    tail = np.arange(width, level.q.shape[0])
+    u = np.concatenate([keep, tail])
+    n = level.q.shape[0]
+    squares = np.arange(level.T.shape[0])
+    A = level.A.mixed(sp.csr_array(sp.kron(mix, sp.eye_array(width))), (mix.shape[0], width))
+    return replace(
+        level,
+        size=len(keep),
+        P=level.P.rows((u[:, None] * n + u).ravel(), (len(u), len(u))),
+        q=level.q.rows(u, (len(u),)),
+        T=level.T.rows((squares[:, None] * width + keep).ravel(), (len(squares), len(keep))),
+        A=A.rows((np.arange(mix.shape[0])[:, None] * width + keep).ravel(), (mix.shape[0], len(keep))),
+        b=level.b.mixed(mix, (mix.shape[0],)),
+    )
+
+
+def _touches(block: Affine) -> np.ndarray:
+    """Entries of a block that are not identically zero, in its shape."""
+    moving = sum((abs(m).sum(1) for m in block.terms.values()), np.zeros(block.base.size))
+    return ((block.base != 0) | (moving > 0)).reshape(block.shape)
 
 
 def _split(tensor: sp.csc_array, program: ParamConeProg, position: dict[int, int]) -> Affine:

@@ -109,7 +109,7 @@ class Relaxation(AbstractSolver):
                 begun += 1
                 if point.status == uno.SUCCESS:
                     search.down_from(point)
-        if not search.found and isinstance(system, QuadraticSystem):
+        if not search.found and isinstance(system, QuadraticSystem) and system.layout.pairs:
             search.rescue(system, end)
         return conclude(search.stages, search, top, bound, begun, convex)
 
