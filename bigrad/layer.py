@@ -124,13 +124,13 @@ class Layer(nn.Module):
                     f"Parameter '{i.name}' has shape {i.shape}; got a tensor of shape {tuple(value.shape)}. "
                     f"Needed: {i.shape}, or {('batch', *i.shape)} with one leading batch dimension."
                 )
+            if lead and not len(value):
+                raise InputError(f"Parameter '{i.name}': the batch is empty; give at least one item.")
             if lead:
                 batch[i.name] = len(value)
             flat[k] = flatten(value.double(), len(i.shape))
         if len(set(batch.values())) > 1:
             raise InputError(f"The batch dimensions differ: {', '.join(f'{k}: {v}' for k, v in batch.items())}. Make them equal, or give one item without.")
-        if 0 in batch.values():
-            raise InputError("The batch is empty; give at least one item.")
         device = values[0].device if values else torch.device("cpu")
         flat |= {k: flatten(v, v.ndim).to(device) for k, v in self._fixed.items()}
         return tuple(flat[k] for k in range(len(self.program.inputs))), bool(batch)

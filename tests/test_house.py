@@ -64,7 +64,7 @@ INSIDE = {
         {"base"},
     ],
     "gradients": [{"implicit"}, {"base"}],
-    "programs": [{"cvxpy", "ortools", "torch"}, {"smooth"}, {"system"}, {"engine"}, {"bilinear", "canonical"}],
+    "programs": [{"cvxpy", "ortools", "torch"}, {"smooth"}, {"system"}, {"engine"}, {"bilinear", "canonical", "expressions"}],
 }
 
 # What `import bigrad` must not load; tests that need one import it themselves.

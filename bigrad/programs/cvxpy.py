@@ -15,7 +15,7 @@ from cvxpy.utilities import scopes
 
 from bigrad.affine import Affine, constant
 from bigrad.program import Input, Program, Solver, Unknown
-from bigrad.programs import canonical
+from bigrad.programs import canonical, expressions
 from bigrad.programs.canonical import Level
 from bigrad.programs.smooth import Smooth
 from bigrad.quadratic import Maps
@@ -213,12 +213,12 @@ def _quadratic(objective: cp.Expression, above: list[cp.Constraint], level: Leve
     for block in (level.P, level.T, level.A):
         if any(k in block.terms for k in stand_ins):
             return None, False, "an upper variable multiplies lower variables in the lower constraints or in a square"
-    parts = canonical.terms(objective)
+    parts = expressions.terms(objective)
     convex = all(t.is_convex() for t in parts)
     if not convex:
-        if not all(t.is_convex() or canonical.is_quadratic(t) for t in parts):
+        if not all(t.is_convex() or expressions.is_quadratic(t) for t in parts):
             return None, False, "the upper objective is neither quadratic nor convex"
-        objective = sum(t if t.is_convex() else canonical.without_products(t) for t in parts)
+        objective = sum(t if t.is_convex() else expressions.without_products(t) for t in parts)
     for c in above:
         if not c.is_dcp():
             return None, False, f"the upper constraint {c} is not convex"
@@ -235,7 +235,7 @@ def _quadratic(objective: cp.Expression, above: list[cp.Constraint], level: Leve
 def _check_upper(objective: cp.Expression, above: list[cp.Constraint], convex: bool) -> None:
     """The upper level must be affine in its parameters (DPP); curvature is not asked of an objective that is not convex."""
     for what, piece in [("objective", objective), *(("constraint", c) for c in above)]:
-        culprit = next((found for arg in _roots(piece) if (found := canonical.beyond_affine(arg)) is not None), None)
+        culprit = next((found for arg in _roots(piece) if (found := expressions.beyond_affine(arg)) is not None), None)
         with scopes.dpp_scope(), scopes.quad_form_dpp_scope():
             if culprit is None and (convex or piece is not objective) and not piece.is_dcp():
                 culprit = _smallest(piece, lambda e: e.is_convex() or e.is_concave())
@@ -329,7 +329,7 @@ class _Source:
         """The follower's problem: minimised, leader variables as parameters, terms that it cannot influence dropped."""
         goal = self.lower.objective
         expression = goal.expr if isinstance(goal, cp.Minimize) else -goal.expr
-        parts = [t for t in canonical.terms(expression) if any(v.id in self.answer for v in t.variables())]
+        parts = [t for t in expressions.terms(expression) if any(v.id in self.answer for v in t.variables())]
         plain = {id(v): self.plain[v.id] for v in self.roles.follower}
         swap = plain | {id(v): self.stand_in[v.id] for v in self.roles.leader}
         rows = [c for c in self.lower.constraints if any(v.id in self.answer for v in c.variables())]
