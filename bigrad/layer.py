@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.forward_ad import unpack_dual
 
 from bigrad.affine import flatten, unflatten
 from bigrad.auto import Auto
@@ -73,7 +74,8 @@ class Layer(nn.Module):
             raise _failure(outcome, batched)
         first = values[0] if values else torch.zeros((), dtype=torch.float64)
         z = torch.as_tensor(np.where(outcome.ok[:, None], outcome.z, np.nan), device=first.device)
-        if torch.is_grad_enabled() and any(t.requires_grad for t in theta):
+        wanted = torch.is_grad_enabled() and any(t.requires_grad for t in theta)
+        if wanted or any(unpack_dual(t).tangent is not None for t in theta):  # forward mode has no rule: attached, it raises
             z = attach(self.gradient, self.program, outcome, z, theta)
         if not batched:
             z = z[0]

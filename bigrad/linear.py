@@ -5,18 +5,20 @@ from __future__ import annotations
 from bigrad.affine import Array, mv, namespace
 
 SINGULAR = 1e-11
-"""Eigenvalues below this fraction of the largest count as zero."""
+"""Eigenvalues below this fraction of the largest, units balanced, count as zero."""
 
 
 def solve_free(matrix: Array, free: Array, rhs: Array) -> tuple[Array, Array]:
     """Solve matrix[free, free] u[free] = rhs[free] for each item, with u zero elsewhere: (u, singular).
 
     matrix: (batch, n, n) symmetric; free: bool (batch, n); rhs: (batch, n). A singular item (flag True) gets the
-    minimum-norm least-squares solution. Only the free unknowns, padded to the largest count in the batch, are factorised.
-    Differentiable in matrix and rhs where these are torch tensors.
+    minimum-norm least-squares solution, in units in which the matrix is balanced. Only the free unknowns, padded to the
+    largest count in the batch, are factorised. Differentiable in matrix and rhs where these are torch tensors.
     """
     xp = namespace(matrix)
     size = int(free.sum(-1).max()) if len(free) else 0
+    if not size:
+        return xp.zeros_like(rhs), xp.zeros(len(rhs), dtype=bool, device=rhs.device)
     order = xp.argsort(xp.where(free, 0, 1), stable=True)
     item = xp.arange(len(free), device=order.device)[:, None]
     first = order[:, :size]
@@ -24,18 +26,30 @@ def solve_free(matrix: Array, free: Array, rhs: Array) -> tuple[Array, Array]:
     compact = matrix[item[:, :, None], first[:, :, None], first[:, None, :]]
     eye = xp.eye(size, dtype=matrix.dtype, device=matrix.device)
     compact = xp.where(live[:, :, None] & live[:, None, :], compact, eye)
-    short, singular = _solve(compact, xp.where(live, rhs[item, first], 0.0))
-    padded = xp.concatenate([xp.where(live, short, 0.0), xp.zeros_like(rhs[:, size:])], -1)
+    units = _units(compact)
+    short, singular = _solve(
+        compact * units[:, :, None] * units[:, None, :], xp.where(live, rhs[item, first], 0.0) * units
+    )
+    padded = xp.concatenate([xp.where(live, short * units, 0.0), xp.zeros_like(rhs[:, size:])], -1)
     return padded[item, xp.argsort(order, stable=True)], singular
 
 
+def _units(matrix: Array) -> Array:
+    """Factors, constants to autograd, that bring the largest entry of every row and column of a symmetric matrix near one."""
+    xp = namespace(matrix)
+    matrix = abs(getattr(matrix, "detach", lambda: matrix)())
+    units = xp.ones_like(matrix[..., 0])
+    for _ in range(3):
+        top = xp.amax(matrix * units[:, :, None] * units[:, None, :], -1)
+        units = units / xp.where(top > 0, top, 1.0) ** 0.5
+    return units
+
+
 def _solve(matrix: Array, rhs: Array) -> tuple[Array, Array]:
-    """Batched symmetric solve. Items whose solution for a probing right-hand side blows up are judged by their spectrum."""
+    """Batched symmetric solve. Items whose solution for a probing right-hand side blows up are taken for singular."""
     xp = namespace(matrix)
     size = matrix.shape[-1]
     singular = xp.zeros(len(rhs), dtype=bool, device=matrix.device)
-    if not len(rhs) or not size:
-        return rhs, singular
     eye = xp.eye(size, dtype=matrix.dtype, device=matrix.device)
     probe = xp.cos(1.0 + xp.arange(size, dtype=matrix.dtype, device=matrix.device) ** 2)
     sides = xp.stack([rhs, xp.broadcast_to(probe, rhs.shape)], -1)
@@ -44,13 +58,11 @@ def _solve(matrix: Array, rhs: Array) -> tuple[Array, Array]:
     except xp.linalg.LinAlgError:
         singular = xp.linalg.slogdet(matrix)[0] == 0
         both = xp.linalg.solve(xp.where(singular[:, None, None], eye, matrix), sides)
-    growth = abs(both[..., 1]).sum(-1) * abs(matrix).sum(-1).sum(-1)
-    singular = singular | ~(growth * SINGULAR < 1.0)
+    singular = singular | ~(abs(both[..., 1]).sum(-1) * SINGULAR < 1.0)
     solution = both[..., 0]
     if bool(singular.any()):
         inverse = xp.linalg.pinv(matrix[singular], rtol=SINGULAR, hermitian=True)
-        solution = xp.where(singular[:, None], 0.0, solution)
         spread = xp.zeros_like(solution)
         spread[singular] = mv(inverse, rhs[singular])
-        solution = solution + spread
+        solution = xp.where(singular[:, None], 0.0, solution) + spread
     return solution, singular

@@ -167,7 +167,7 @@ class Program:
         for key in values:
             if id(key) not in known:
                 names = ", ".join(i.name for i in self.inputs) or "none"
-                raise InputError(f"solve(values): {key!r} is not a parameter of this program; its parameters are: {names}.")
+                raise InputError(f"solve(values): {type(key).__name__} '{key}' is not a parameter of this program; its parameters are: {names}.")
         given = {}
         for i in self.inputs:
             value = values[i.handle] if i.handle in values else i.handle.value

@@ -161,7 +161,7 @@ class Solution:
             return self.values[variable]
         except KeyError:
             known = ", ".join(str(v) for v in self.values)
-            raise KeyError(f"{variable!r} is not a variable of this program, which has {known}.") from None
+            raise KeyError(f"{type(variable).__name__} '{variable}' is not a variable of this program, which has {known}.") from None
 
 
 class BigradError(Exception):

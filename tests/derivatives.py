@@ -49,14 +49,8 @@ class Difference:
     @property
     def one_sided(self) -> float:
         """Error against the nearer one-sided difference; infinite where there is none."""
-        return (
-            float(
-                np.nan_to_num(
-                    np.nanmin([abs(self.gradient - s) if s == s else np.inf for s in (self.left, self.right)])
-                )
-            )
-            / self.scale
-        )
+        sides = [abs(self.gradient - side) for side in (self.left, self.right) if np.isfinite(side)]
+        return min(sides, default=np.inf) / self.scale
 
 
 @dataclass
@@ -106,10 +100,12 @@ def compare(
     coordinates: int | None = 2,
     solver: Any = None,
     steps: Sequence[float] = STEPS,
+    floor: float = 1e-4,
 ) -> Report:
     """Differentiate a random linear function of the solution in every parameter, and difference re-solves along directions.
 
-    Every re-solve starts from the solution itself, so that all of them follow the same local optimum.
+    Every re-solve starts from the solution itself, so that all of them follow the same local optimum. floor: errors are relative to the
+    block's gradient, or to this times 1 + the largest block's.
     """
     rng = np.random.default_rng(seed)
     program = case.program
@@ -127,7 +123,7 @@ def compare(
         (g + g.T) / 2 if p.attributes["PSD"] or p.attributes["symmetric"] else g
         for p, g in zip(parameters, gradients, strict=True)
     ]
-    base, floor = float(loss.detach()), 1e-4 * (1e-3 + max(np.linalg.norm(g) for g in gradients))
+    base, least = float(loss.detach()), floor * (1 + max(np.linalg.norm(g) for g in gradients))
     todo = [
         (k, kind, d)
         for k, (p, g) in enumerate(zip(parameters, gradients, strict=True))
@@ -158,6 +154,6 @@ def compare(
         for row, t in enumerate(left):
             k, kind, d = todo[t]
             up, down = (score(found[2 * row + side], h * float(np.linalg.norm(d))) for side in (0, 1))
-            slope, scale = float((gradients[k] * d).sum()), max(float(np.linalg.norm(gradients[k])), floor)
+            slope, scale = float((gradients[k] * d).sum()), max(float(np.linalg.norm(gradients[k])), least)
             done[t] = Difference(parameters[k].name(), kind, slope, (base - down) / h, (up - base) / h, scale)
     return Report(solution, [done[t] for t in range(len(todo))])

@@ -175,7 +175,7 @@ def brute_force(case: Case, grid: Mapping[Any, Sequence[Any]], *, polish: int = 
     best = float(np.min(scores))
     for k in order:
         x, score, h = points[k], scores[k], step / 2
-        while h > 1e-4:
+        while h > 5e-3:
             better = False
             for i, side in itertools.product(range(len(x)), (1, -1)):
                 trial = x.copy()
@@ -281,3 +281,71 @@ def random_quadratic(shape: tuple[int, int, int], seed: int, *, linked: bool | N
         values=values,
         arrays={**d, "x0": x0},
     )
+
+
+def random_atoms(seed: int) -> Case:
+    """A program of a leader with one variable x in [-2, 2] and a follower with two, its objectives and rows from random CVXPY atoms.
+
+    The follower's answer is unique. Parameters stand in matrices, shifts and weights.
+    """
+    rng = np.random.default_rng(seed)
+    x, y = cp.Variable(name="x", bounds=[-2, 2]), cp.Variable(2, name="y")
+    p, q = cp.Parameter(2, name="p"), cp.Parameter(2, name="q", nonneg=True)
+    M = cp.Parameter((3, 2), name="M")
+
+    def number(*shape: int) -> np.ndarray:
+        return rng.standard_normal(shape).round(2)
+
+    def affine() -> cp.Expression:
+        kinds = (
+            lambda: number(3, 2) @ y + number(3) * x + number(3),
+            lambda: M @ y + number(3) * x,
+            lambda: cp.hstack([y[0] - x, y[1] + 2 * x, p[0] - y[0]]),
+            lambda: cp.hstack([y, x]) + cp.hstack([p, 1.0]),
+            lambda: cp.reshape(cp.vstack([y, y + x]), (4,), order="C")[1:] - 0.5,
+        )
+        return kinds[rng.integers(len(kinds))]()
+
+    def term(upper: bool) -> cp.Expression:
+        a = affine()
+        kinds = (
+            lambda: cp.sum_squares(a),
+            lambda: number(3) @ a,
+            lambda: cp.norm1(a),
+            lambda: cp.max(a),
+            lambda: cp.sum(cp.pos(a)) / 2,
+            lambda: cp.sum(cp.huber(a, 0.7)),
+            lambda: q @ cp.square(y + number(2) * x) if upper else q @ cp.square(y) + number(2) @ y / 9,
+            lambda: cp.norm_inf(a),
+            lambda: cp.sum_largest(a, 2),
+            lambda: cp.quad_form(y, np.array([[1, 0.3], [0.3, 0.5]])) + p @ y,
+            lambda: cp.square(cp.sum(a)) / 3,
+        )
+        return kinds[rng.integers(len(kinds))]()
+
+    def row() -> cp.Constraint:
+        a = affine()
+        kinds = (
+            lambda: a <= 2,
+            lambda: cp.abs(a) <= 3,
+            lambda: cp.max(a) <= 2.5,
+            lambda: cp.norm1(a) <= 5,
+            lambda: cp.sum(a) <= 2,
+            lambda: cp.maximum(a, -a + 0.5) <= cp.hstack([x, x, x]) + 4,
+            lambda: cp.sum(cp.pos(a)) <= 4,
+        )
+        return kinds[rng.integers(len(kinds))]()
+
+    lower = 0.3 * cp.sum_squares(y - cp.hstack([x, -x])) + sum(term(False) for _ in range(rng.integers(1, 3)))
+    if rng.random() < 0.4:
+        lower = lower + (number(2) * x) @ y - 2 * cp.square(x)
+    upper = 0.2 * cp.square(x - number()) + sum(term(True) for _ in range(rng.integers(1, 3)))
+    goals = [cp.Maximize(-goal) if rng.random() < 0.3 else cp.Minimize(goal) for goal in (upper, lower)]
+    above, below = ([row() for _ in range(rng.integers(0, most))] for most in (2, 3))
+    if rng.random() < 0.3:
+        below.append(cp.sum(affine()) == 0.2)
+    made = case(*goals, y, above, below)
+    known = {leaf.id for leaf in (*made.upper.parameters(), *made.lower.parameters())}
+    values = {p: number(2), q: rng.uniform(0.2, 1, 2).round(2), M: number(3, 2)}
+    made.values = {leaf: value for leaf, value in values.items() if leaf.id in known}
+    return made

@@ -26,7 +26,9 @@ def random_program(seed, quadratic_lower, quadratic_upper):
     if rng.random() < 0.2:
         lower.append(2 * cp.sum(y) == 2 * cp.sum(y))
     upper = [x <= 4, x >= -4] + ([y[0] <= 2] if rng.random() < 0.3 else [])
-    follower = cp.Problem(cp.Minimize(cp.quad_form(y, P) / 2 + (C @ x + c) @ y if P.any() else (C @ x + c) @ y + 0 * cp.sum(y)), lower)
+    follower = cp.Problem(
+        cp.Minimize(cp.quad_form(y, P) / 2 + (C @ x + c) @ y if P.any() else (C @ x + c) @ y + 0 * cp.sum(y)), lower
+    )
     leader = cp.Problem(cp.Minimize(d @ x + e @ y + q * (cp.sum_squares(x - 1) + cp.sum_squares(y - 1))), upper)
     return bg.bilevel(leader, follower, responds=[y])
 
@@ -46,7 +48,11 @@ def best_of_all_pieces(program):
         side = np.array(tight)
         rows, ends = np.vstack([slack[~side], wide[0]]), np.r_[data.b[~side], data.g]
         same, at = np.vstack([stationary, equal, wide[1], slack[side]]), np.r_[-data.p, data.h, data.e, data.b[side]]
-        bounds = [(None, None)] * (sizes.x + sizes.y) + [(0, None if s else 0) for s in side] + [(None, None)] * sizes.equalities
+        bounds = (
+            [(None, None)] * (sizes.x + sizes.y)
+            + [(0, None if s else 0) for s in side]
+            + [(None, None)] * sizes.equalities
+        )
         result = linprog(cost, rows, ends, same, at, bounds, method="highs")
         if result.status == 3 and not data.Q.any():
             return -np.inf

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from derivatives import compare
-from helpers import SHAPES, case, random_quadratic
+from helpers import SHAPES, case, random_atoms, random_quadratic
 
 import bigrad as bg
 
@@ -73,6 +73,36 @@ def test_every_entry_of_every_parameter_of_a_small_program(linked):
     assert not report.kinks
     assert report.worst <= 1e-5
     assert len(report.differences) >= sum(p.size for p in problem.values)
+
+
+def check_atoms(seeds):
+    """Gradients of programs of random atoms, whose auxiliary variables are no business of the user's."""
+    agreeing = kinks = 0
+    for seed in seeds:
+        problem = random_atoms(seed)
+        if not problem.values or not problem.program.solve(problem.values).status.ok:
+            continue
+        report = compare(problem, [*problem.leader, *problem.responds], coordinates=None, random=1, floor=1e-2)
+        assert report.worst <= 1e-4, (seed, max(report.agreeing, key=lambda d: d.error))
+        agreeing, kinks = agreeing + len(report.agreeing), kinks + len(report.kinks)
+        stats = report.solution.stats
+        assert not report.kinks or stats.degenerate or stats.singular or not stats.strongly_stationary, (
+            seed,
+            report.kinks,
+        )
+    print(f"\n{agreeing} directions agree, {kinks} have two one-sided derivatives")
+    return agreeing, kinks
+
+
+def test_parameters_of_random_expressions():
+    agreeing, kinks = check_atoms(range(25))
+    assert agreeing > 20 * kinks
+
+
+@pytest.mark.slow
+def test_parameters_of_many_random_expressions():
+    agreeing, kinks = check_atoms(range(25, 300))
+    assert agreeing > 20 * kinks
 
 
 def variables(*names):

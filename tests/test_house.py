@@ -64,7 +64,13 @@ INSIDE = {
         {"base"},
     ],
     "gradients": [{"implicit"}, {"base"}],
-    "programs": [{"cvxpy", "ortools", "torch"}, {"smooth"}, {"system"}, {"engine"}, {"bilinear", "canonical", "expressions"}],
+    "programs": [
+        {"cvxpy", "ortools", "torch"},
+        {"smooth"},
+        {"system"},
+        {"engine"},
+        {"bilinear", "canonical", "expressions"},
+    ],
 }
 
 # What `import bigrad` must not load; tests that need one import it themselves.

@@ -325,6 +325,33 @@ def test_deterministic():
         assert torch.equal(u, v)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_other_kinds_of_differentiation_are_right_or_an_error_never_a_silent_zero():
+    layer, (_, a, _) = LAYER, inputs()
+    rest = [t.detach() for t in inputs()]
+
+    def answer(v):
+        return layer(rest[0], v, rest[2])[1]
+
+    v = a.detach()
+    exact = torch.autograd.functional.jacobian(answer, v)
+    assert exact.abs().max() > 0.05
+    ones = torch.ones(3, dtype=DOUBLE)
+    torch.testing.assert_close(torch.autograd.functional.jvp(answer, v, ones)[1], exact @ ones)
+    torch.testing.assert_close(torch.autograd.functional.vjp(answer, v, ones)[1], exact.T @ ones)
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        torch.autograd.functional.jacobian(answer, v, vectorize=True)
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        torch.autograd.functional.jacobian(answer, v, vectorize=True, strategy="forward-mode")
+    for transform in (torch.func.jacrev, torch.func.jacfwd, torch.func.grad):
+        with pytest.raises((RuntimeError, NotImplementedError)):
+            transform(lambda v: answer(v).sum())(v)
+    with torch.autograd.forward_ad.dual_level(), pytest.raises(NotImplementedError, match="jvp"):
+        answer(torch.autograd.forward_ad.make_dual(v, ones))
+    with torch.inference_mode():
+        torch.testing.assert_close(answer(v), layer(rest[0], v, rest[2])[1])
+
+
 # Copies
 
 

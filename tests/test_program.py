@@ -3,7 +3,7 @@
 import cvxpy as cp
 import numpy as np
 import pytest
-from helpers import brute_force, case, check_point, reply, solved
+from helpers import brute_force, case, check_point, random_atoms, reply, solved
 
 import bigrad as bg
 
@@ -332,6 +332,39 @@ def test_accepted_and_solved_as_declared(name):
     assert value <= best + (1e-5 if unique else 1e-3) * (1 + abs(best))
     at_x = reply(problem, {v: np.round(solution[v], 9) for v in problem.leader}, unique)
     assert value == pytest.approx(at_x, abs=1e-4 if unique else 1e-3)
+
+
+def check_random_atoms(seed):
+    """The solution of a random program against a scan of its one leader variable; its status and how far it is above the scan's best."""
+    problem = random_atoms(seed)
+    (x,) = problem.leader
+    solution = problem.program.solve(problem.values, verify=True)
+    scan = min(reply(problem, {x: t}) for t in np.linspace(-2, 2, 17))
+    if not solution.status.ok:
+        assert not np.isfinite(scan), (seed, solution.status, scan)
+        return solution.status, 0.0
+    assert solution.stats.follower_gap <= 1e-6, seed
+    assert solution.stats.violation <= 1e-8, seed
+    assert solution.stats.residual <= 1e-8 or not solution.stats.strongly_stationary, seed
+    check_point(problem, solution)
+    value = problem.sense * solution.value
+    assert value == pytest.approx(reply(problem, {x: solution[x]}), rel=1e-4, abs=1e-4), seed
+    if solution.status is bg.Status.GLOBAL:
+        assert value <= scan + 1e-5 * (1 + abs(scan)), seed
+    return solution.status, value - scan
+
+
+def test_random_expressions_are_canonicalised_rightly():
+    found = [check_random_atoms(seed) for seed in range(15)]
+    assert sum(status is bg.Status.GLOBAL for status, _ in found) >= 10
+
+
+@pytest.mark.slow
+def test_many_random_expressions_are_canonicalised_rightly():
+    found = [check_random_atoms(seed) for seed in range(15, 300)]
+    worse = sum(excess > 1e-5 for _, excess in found)
+    print(f"\n{len(found)} programs; {worse} with a local optimum worse than the scan's best")
+    assert worse <= 0.05 * len(found)
 
 
 def test_a_single_variable_may_respond():

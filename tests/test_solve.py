@@ -157,7 +157,11 @@ def statuses():
     )
     yield "leader unbounded below", case(x + y, near, y), Status.UNBOUNDED_UPPER
     yield "leader unbounded above", case(cp.Maximize(x + y), near, y, [x >= 0], [y >= 0]), Status.UNBOUNDED_UPPER
-    yield "leader unbounded on one piece only", case(0 * x - y, cp.square(y - x), y, [], [y >= -1]), Status.UNBOUNDED_UPPER
+    yield (
+        "leader unbounded on one piece only",
+        case(0 * x - y, cp.square(y - x), y, [], [y >= -1]),
+        Status.UNBOUNDED_UPPER,
+    )
     yield (
         "leader unbounded through an indifferent follower",
         case(y, cp.Constant(0), y, box, [y <= x]),
@@ -298,7 +302,7 @@ def test_inputs_that_do_not_fit_are_errors():
             "is not a parameter of this program; its parameters are: p, q",
         ),
         ({p: [1.0, 2.0], q: 1.0, x: 1.0}, "is not a parameter of this program"),
-        ({"p": [1.0, 2.0], q: 1.0}, "'p' is not a parameter of this program"),
+        ({"p": [1.0, 2.0], q: 1.0}, "str 'p' is not a parameter of this program"),
     ]:
         with pytest.raises(bg.InputError, match=words):
             program.solve(values)
@@ -548,7 +552,7 @@ def test_a_solution_is_frozen_and_says_what_it_does_not_have():
         solution.stats.residual = 0.0
     with pytest.raises(KeyError, match="is not a variable of this program, which has x, y"):
         solution[cp.Variable(name="z")]
-    with pytest.raises(KeyError, match="'x' is not a variable"):
+    with pytest.raises(KeyError, match="str 'x' is not a variable"):
         solution["x"]
 
 

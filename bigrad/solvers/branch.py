@@ -53,6 +53,8 @@ def branch(search: Search, items: np.ndarray, nodes: int, limit: float) -> np.nd
         goal = np.where(np.isfinite(bar), bar - GAIN * (1 + abs(np.nan_to_num(bar, posinf=0.0))), np.inf)
         clash = np.where(tight | loose, 0.0, np.fmax(np.minimum(lam, slack), 0.0))
         split = open_ & ~(F >= goal) & ~whole
+        if not split.any():
+            break
         items, tight, loose, clash = items[split], tight[split], loose[split], clash[split]
         pair = np.where(tight | loose, -1.0, clash).argmax(-1)
         here = np.zeros(tight.shape, bool)

@@ -1,6 +1,8 @@
 """One convex quadratic program, by DAQP, with a second opinion where its word is not to be trusted.
 
-    min 1/2 v'Hv + f'v   subject to   bottom <= (v, A v) <= top,   rows marked EQUALITY with bottom == top
+    min 1/2 v'Hv + f'v   subject to   bottom <= (v, A v) <= top,   rows marked EQUALITY with bottom == top,
+
+where `top` and `bottom` may be longer than A: their first entries are then bounds on the first variables.
 
 DAQP is fast and releases the interpreter lock, but on degenerate data it refuses dependent equalities, now and then calls a feasible program
 infeasible at tolerances near rounding, and calls some bounded linear programs unbounded. A wrong word here would become a
@@ -46,7 +48,7 @@ def if_unbounded(*problem: np.ndarray) -> tuple[np.ndarray, float, int, np.ndarr
 
     H, f, A, top, bottom, sense = problem
     n = len(f)
-    rows = np.concatenate([np.eye(n), A])
+    rows = np.concatenate([np.eye(len(top) - len(A), n), A])
     equal = sense == EQUALITY
     below, above = ~equal & (top < INFINITY), ~equal & (bottom > -INFINITY)
     soft, rigid = np.concatenate([rows[below], -rows[above]]), rows[equal]

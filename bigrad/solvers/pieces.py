@@ -25,6 +25,7 @@ from bigrad.solvers.base import AbstractSolver, batch_size
 from bigrad.solvers.branch import branch
 from bigrad.solvers.diagnose import diagnose
 from bigrad.solvers.convex import INFEASIBLE, UNBOUNDED
+from bigrad.solvers.scaling import Scaling
 from bigrad.solvers.search import Search
 from bigrad.solvers.starts import answers, high_points
 
@@ -79,7 +80,7 @@ class Pieces(AbstractSolver):
         batch = batch_size(theta)
         warm = [None] * batch if warm_start is None else list(warm_start)
         with single_blas:
-            data = maps(tuple(np.where(np.isfinite(t), t, 0.0) for t in theta))
+            data, scaling = Scaling.of(maps(tuple(np.where(np.isfinite(t), t, 0.0) for t in theta)), maps.sizes)
             invalid = program.invalid(theta, batch) | _indefinite(data.Q, batch)
             crooked = _indefinite(data.P, batch)
 
@@ -87,7 +88,7 @@ class Pieces(AbstractSolver):
                 some = [warm[i] for i in items]
                 return self._part(data.pick(items), maps.sizes, invalid[items], crooked[items], some, begun)
 
-            return Outcome.join(thread_map(part, batch, least=8))
+            return scaling.undo(Outcome.join(thread_map(part, batch, least=8)))
 
     def _part(
         self, data: Data, sizes: Sizes, invalid: np.ndarray, crooked: np.ndarray, warm: list[Point | None], begun: float
@@ -105,12 +106,17 @@ class Pieces(AbstractSolver):
             search.visit(np.repeat(todo, len(sides)), np.tile(sides, (len(todo), 1)))
             starts[todo] = len(sides)
         else:
-            items, sides, bound = self._begin(data, sizes, skip, warm)
-            starts = np.bincount(items, minlength=batch)
-            moving = search.descend(items, sides, self.max_iterations, limit)
+            at = np.array([i for i, w in enumerate(warm) if w is not None and not skip[i]], int)
+            sides = np.array([warm[i].tight for i in at], bool).reshape(len(at), sizes.pairs)
+            moving = search.descend(at, sides, self.max_iterations, limit)
+            starts[at] = 1
+            cold = np.flatnonzero(~skip & (search.best() < 0))  # those whose warm start has no solution begin anew
+            items, sides, bound[cold] = self._begin(data.pick(cold), sizes, len(cold))
+            starts += np.bincount(cold[items], minlength=batch)
+            moving |= search.descend(cold[items], sides, self.max_iterations, limit)
             F = np.append(search.F, np.inf)[search.best()]  # row -1, for none, is the infinity at the end
             doubt = np.flatnonzero(~skip & ~_meets(F, bound))
-            doubt = doubt[[warm[i] is None for i in doubt]]
+            doubt = doubt[np.isin(doubt, cold)]
             if self.nodes:
                 proven = branch(search, doubt, self.nodes, limit)
                 best = search.best()[doubt]
@@ -170,20 +176,11 @@ class Pieces(AbstractSolver):
             **table,
         )
 
-    def _begin(self, data: Data, sizes: Sizes, skip: np.ndarray, warm: list[Point | None]) -> tuple[np.ndarray, ...]:
+    def _begin(self, data: Data, sizes: Sizes, batch: int) -> tuple[np.ndarray, ...]:
         """Items and sides of the first pieces, and the proven bounds (batch,)."""
-        cold = np.array([w is None for w in warm]) & ~skip
-        hot = np.flatnonzero(~cold & ~skip)
-        items, bound = [hot], np.full(len(skip), -np.inf)
-        sides = [np.array([w.tight for w in (warm[i] for i in hot) if w is not None], bool).reshape(len(hot), sizes.pairs)]
-        if cold.any():
-            at = np.flatnonzero(cold)
-            some = data.pick(at)
-            z, bound[at] = high_points(some, sizes, len(at), self.starts, self.seed)
-            tight, valid = answers(some, sizes, z[..., : sizes.x])
-            items.append(at[np.nonzero(valid)[0]])
-            sides.append(tight[valid])
-        return np.concatenate(items), np.concatenate(sides), bound
+        z, bound = high_points(data, sizes, batch, self.starts, self.seed)
+        tight, valid = answers(data, sizes, z[..., : sizes.x])
+        return np.nonzero(valid)[0], tight[valid], bound
 
 
 def _blanks(batch: int) -> list[tuple[str, np.ndarray]]:

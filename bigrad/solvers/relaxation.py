@@ -169,13 +169,12 @@ class _Search:
         self.impossible = bool(proven and row < 0)
 
     def down_from(self, point: State) -> None:
-        """Search from the follower's answer to the leader's part of a point."""
+        """Search from the follower's answer to the leader's part of a point, or from the point if there is no answer."""
         stages = self.stages
-        v = answer(stages.system, point.X[: stages.n])
-        if v is None:
-            return
-        state = stages.start(v)
-        tight = v[stages.lam] > TOUCH
+        safe = stages.evaluable(point.X[: stages.n])
+        v = answer(stages.system, safe)
+        state = stages.start(safe if v is None else v)
+        tight = state.X[stages.lam] > TOUCH
         for t in self.steps:
             if self.late:
                 return

@@ -21,6 +21,8 @@ from bigrad.solvers.uno import STALLED, Nlp, Optimum, minimise
 
 NUDGES = (1e-6, 1e-3)
 """Relative steps aside from a point where Uno stalled."""
+INSIDE = 1e-8
+"""How far stages stay above the lower bounds of auxiliary variables, where logarithms and roots can be evaluated."""
 ROUGH, LOOSE, TIGHT = 50, 1e-6, 1e-9
 """Most iterations of a stage that only proposes where to look, its tolerance, and that of the others."""
 Places = tuple[np.ndarray, np.ndarray]
@@ -133,6 +135,7 @@ class Stages:
         )
         products = self.count + np.arange(self.pairs)
         self.low, self.high = np.r_[system.low, np.zeros(self.pairs)], np.r_[system.high, np.full(self.pairs, np.inf)]
+        self.low[system.bound_columns] += INSIDE
         self.row_low = np.zeros(self.count + self.pairs)
         self.row_low[np.r_[self.gamma, products].astype(int)] = -np.inf
         self.row_high = np.zeros(self.count + self.pairs)
@@ -149,6 +152,13 @@ class Stages:
         """The state at v, slacks computed, multipliers zero."""
         s = np.maximum(-self.system.rows(v)[self.kappa], 0.0)
         return State(np.r_[v, s], np.zeros(self.count), np.nan, "", 0)
+
+    def evaluable(self, v: np.ndarray) -> np.ndarray:
+        """v, or, where the objective is not defined there, v with the origin's auxiliary variables, where it may be."""
+        if np.isfinite(self.system.objective(v)):
+            return v
+        known = self.layout.x + self.layout.y
+        return np.r_[v[:known], self.system.origin[known:]]
 
     def feasible(self, state: State) -> bool:
         """Whether all rows hold, relative to the size of the point."""

@@ -20,7 +20,9 @@ LEADER, FOLLOWER, ROWS, BATCH = 10, 20, 30, 64
 
 
 def main() -> None:
-    print(machine("cvxpylayers", "diffcp", "cvxpy", "daqp", "torch"), f"torch threads {torch.get_num_threads()}", sep=", ")
+    print(
+        machine("cvxpylayers", "diffcp", "cvxpy", "daqp", "torch"), f"torch threads {torch.get_num_threads()}", sep=", "
+    )
     for matrix in (False, True):
         compare(matrix)
 
@@ -62,15 +64,21 @@ def compare(matrix: bool) -> None:
     solutions = layer.solve(*inputs)
     verified = layer.solve(*(v[:8] for v in inputs), verify=True)
     exact = np.stack([respond(instance, leader[i].numpy(), *(v[i] for v in theirs_in)) for i in range(BATCH)])
-    print(f"\nQP {LEADER} + {FOLLOWER} variables, {ROWS} constraints, batch {BATCH}; gradients for {'z, w and A' if matrix else 'z and w'}")
+    print(
+        f"\nQP {LEADER} + {FOLLOWER} variables, {ROWS} constraints, batch {BATCH}; gradients for {'z, w and A' if matrix else 'z and w'}"
+    )
     print(f"  bigrad, whole program        {both.show():32} of it forward {forward.show()}")
     print(f"  cvxpylayers, lower level     {other.show()}")
     print(f"  ratio of medians             {both.median / other.median:.2f}   (to meet: 0.50)")
     print(f"  KKT residual of bigrad       {max(s.stats.residual for s in solutions):.1e}   (to meet: 1e-8)")
     print(f"  constraint violation         {max(s.stats.violation for s in solutions):.1e}")
     print(f"  follower gap by re-solve     {max(s.stats.follower_gap for s in verified):.1e}   ({len(verified)} items)")
-    print(f"  largest error of y: bigrad   {max(abs(s[y] - e).max() for s, e in zip(solutions, exact, strict=True)):.1e}, cvxpylayers {abs(theirs().numpy() - exact).max():.1e}")
-    print(f"  statuses                     {counts([s.status.name for s in solutions])}, mean objective {np.mean([s.value for s in solutions]):.6f}")
+    print(
+        f"  largest error of y: bigrad   {max(abs(s[y] - e).max() for s, e in zip(solutions, exact, strict=True)):.1e}, cvxpylayers {abs(theirs().numpy() - exact).max():.1e}"
+    )
+    print(
+        f"  statuses                     {counts([s.status.name for s in solutions])}, mean objective {np.mean([s.value for s in solutions]):.6f}"
+    )
 
 
 def leaf(value: np.ndarray) -> torch.Tensor:
