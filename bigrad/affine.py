@@ -1,8 +1,8 @@
 """Affine maps of a program's inputs, and the batched algebra that numpy arrays and torch tensors share.
 
-Every block of a program's data is affine in its inputs (CVXPY's disciplined parametrized programming). An input that the caller
-gives once for the whole batch stays unbatched, and so does every block that depends on it alone: constant matrices are
-computed once, however large the batch.
+Every block of a program's data is affine in its inputs (CVXPY's disciplined parametrized programming). An input that
+the caller gives once for the whole batch stays unbatched, and so does every block that depends on it alone: constant
+matrices are computed once, however large the batch.
 """
 
 from __future__ import annotations
@@ -62,7 +62,10 @@ class Affine:
 
     def slope(self, inputs: Sequence[int], sizes: Sequence[int]) -> np.ndarray:
         """The constant Jacobian with respect to the named inputs side by side, shape (prod(shape), sum of sizes)."""
-        blocks = [self.terms[k].toarray() if k in self.terms else np.zeros((self.base.size, n)) for k, n in zip(inputs, sizes, strict=True)]
+        blocks = [
+            self.terms[k].toarray() if k in self.terms else np.zeros((self.base.size, n))
+            for k, n in zip(inputs, sizes, strict=True)
+        ]
         return np.hstack(blocks) if blocks else np.zeros((self.base.size, 0))
 
 

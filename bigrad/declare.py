@@ -14,19 +14,21 @@ if TYPE_CHECKING:
 
 
 def bilevel(upper: cp.Problem, lower: cp.Problem, responds: Sequence[cp.Variable]) -> Program:
-    """Declare a bilevel program: the leader solves `upper`, knowing that the follower answers with a solution of `lower`.
+    """Declare a bilevel program: the leader solves `upper`, knowing that the follower answers with a solution of
+    `lower`.
 
-        min over x, y of F(x, y)  subject to the constraints of `upper` on (x, y),  y in argmin { f(x, y) : constraints of `lower` }
+        min over x, y of F(x, y)  subject to the constraints of `upper` on (x, y),  y in argmin { f(x, y) : constraints
+        of `lower` }
 
-    upper, lower: ordinary CVXPY problems that share variables and parameters; Minimize or Maximize at either level. Bounds and signs
-    declared on a variable are constraints of the level that chooses it. The Parameters of both are the program's inputs.
-    responds: the follower's variables; every other variable is the leader's. Where the follower is indifferent, its answer is
-    the one that the leader likes best (the optimistic convention). Terms of the lower objective that the follower cannot influence
-    do not matter and may be of any form.
+    upper, lower: ordinary CVXPY problems that share variables and parameters; Minimize or Maximize at either level.
+    Bounds and signs declared on a variable are constraints of the level that chooses it. The Parameters of both are the
+    program's inputs. responds: the follower's variables; every other variable is the leader's. Where the follower is
+    indifferent, its answer is the one that the leader likes best (the optimistic convention). Terms of the lower
+    objective that the follower cannot influence do not matter and may be of any form.
 
-    The lower level must be convex in the follower's variables and reduce to linear constraints with a convex quadratic objective, and be DPP
-    once the leader's variables are taken as parameters. The upper level may be anything smooth, or convex.
-    Raises DeclarationError, with what to change, for a declaration that cannot mean what it says.
+    The lower level must be convex in the follower's variables and reduce to linear constraints with a convex quadratic
+    objective, and be DPP once the leader's variables are taken as parameters. The upper level may be anything smooth,
+    or convex. Raises DeclarationError, with what to change, for a declaration that cannot mean what it says.
     """
     import cvxpy as cp
 
@@ -36,10 +38,14 @@ def bilevel(upper: cp.Problem, lower: cp.Problem, responds: Sequence[cp.Variable
     try:
         answers = [responds] if isinstance(responds, cp.Variable) else list(responds)
     except TypeError:
-        raise DeclarationError(f"bilevel(…, responds={responds!r}): give the list of the follower's variables.") from None
+        raise DeclarationError(
+            f"bilevel(…, responds={responds!r}): give the list of the follower's variables."
+        ) from None
     for v in answers:
         if not isinstance(v, cp.Variable):
-            raise DeclarationError(f"bilevel(…, responds=…): {v!r} is not a cvxpy.Variable; name the follower's variables.")
+            raise DeclarationError(
+                f"bilevel(…, responds=…): {v!r} is not a cvxpy.Variable; name the follower's variables."
+            )
     from bigrad.programs.cvxpy import declare
 
     return declare(upper, lower, answers, Auto())

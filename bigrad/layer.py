@@ -1,4 +1,7 @@
-"""Layer: a program as a torch module. Shapes, batches, devices and failures are settled here; the mathematics is not."""
+"""Layer: a program as a torch module.
+
+Shapes, batches, devices and failures are settled here; the mathematics is not.
+"""
 
 from __future__ import annotations
 
@@ -23,14 +26,15 @@ class Layer(nn.Module):
 
         x_star, y_star = Layer(program, parameters=[c], variables=[x, y])(c_values)
 
-    parameters: CVXPY Parameters, in the order of the call; parameters of the program that are left out keep the `.value` they
-    have now. variables: the variables to return, in that order, of either level. solver, gradient: objects; `Auto()` chooses both.
-    on_failure: "raise" raises SolveError, naming the items, their statuses and what to do; "nan" returns NaN for
-    those items, with zero gradients, and the others unharmed.
+    parameters: CVXPY Parameters, in the order of the call; parameters of the program that are left out keep the
+    `.value` they have now. variables: the variables to return, in that order, of either level. solver, gradient:
+    objects; `Auto()` chooses both. on_failure: "raise" raises SolveError, naming the items, their statuses and what to
+    do; "nan" returns NaN for those items, with zero gradients, and the others unharmed.
 
-    Each argument of a call is a tensor of its parameter's shape, or with one leading batch dimension; the two may be mixed. Outputs
-    have the batch dimension if any argument has, and the device and dtype of the first argument (torch's default dtype if that is
-    of integers); solves are in float64 on the CPU. Raises InputError for wrong shapes and CapabilityError for a solver or rule that cannot take the program.
+    Each argument of a call is a tensor of its parameter's shape, or with one leading batch dimension; the two may be
+    mixed. Outputs have the batch dimension if any argument has, and the device and dtype of the first argument (torch's
+    default dtype if that is of integers); solves are in float64 on the CPU. Raises InputError for wrong shapes and
+    CapabilityError for a solver or rule that cannot take the program.
     """
 
     def __init__(
@@ -51,7 +55,9 @@ class Layer(nn.Module):
         self.on_failure = on_failure
         program.checked(self.solver)
         if missing := self.gradient.needs - program.offers:
-            raise CapabilityError(f"{self.gradient} needs {', '.join(sorted(missing))}, which this program does not have.")
+            raise CapabilityError(
+                f"{self.gradient} needs {', '.join(sorted(missing))}, which this program does not have."
+            )
         self._order = [_position(p, program.inputs, "parameter") for p in parameters]
         if len(set(self._order)) < len(self._order):
             raise InputError("Layer(parameters=…): a parameter is named twice.")
@@ -63,11 +69,16 @@ class Layer(nn.Module):
     @staticmethod
     def _own(i: Input) -> Tensor:
         if i.handle.value is None:
-            raise InputError(f"Layer(parameters=…): parameter '{i.name}' is neither among the parameters nor has a value; add it or set its .value.")
+            raise InputError(
+                f"Layer(parameters=…): parameter '{i.name}' is neither among the parameters nor has a value; add it or set its .value."
+            )
         return torch.as_tensor(np.asarray(i.handle.value, dtype=float))
 
     def forward(self, *values: Tensor, warm_start: Sequence[Solution] | None = None) -> tuple[Tensor, ...]:
-        """Solve at these parameter values; one tensor per variable. warm_start: Solutions of earlier calls, one per item."""
+        """Solve at these parameter values; one tensor per variable.
+
+        warm_start: Solutions of earlier calls, one per item.
+        """
         theta, batched = self._theta(values)
         outcome = self._solve(theta, warm_start)
         if self.on_failure == "raise" and not outcome.ok.all():
@@ -75,15 +86,20 @@ class Layer(nn.Module):
         first = values[0] if values else torch.zeros((), dtype=torch.float64)
         z = torch.as_tensor(np.where(outcome.ok[:, None], outcome.z, np.nan), device=first.device)
         wanted = torch.is_grad_enabled() and any(t.requires_grad for t in theta)
-        if wanted or any(unpack_dual(t).tangent is not None for t in theta):  # forward mode has no rule: attached, it raises
+        if wanted or any(
+            unpack_dual(t).tangent is not None for t in theta
+        ):  # forward mode has no rule: attached, it raises
             z = attach(self.gradient, self.program, outcome, z, theta)
         if not batched:
             z = z[0]
         dtype = first.dtype if first.is_floating_point() else torch.get_default_dtype()
         return tuple(unflatten(z[..., u.place], u.shape).to(dtype) for u in self._shown)
 
-    def solve(self, *values: Tensor, warm_start: Sequence[Solution] | None = None, verify: bool = False) -> list[Solution]:
-        """The Solutions at these parameter values, one per item, with statuses and stats; no gradient. Never raises for an item.
+    def solve(
+        self, *values: Tensor, warm_start: Sequence[Solution] | None = None, verify: bool = False
+    ) -> list[Solution]:
+        """The Solutions at these parameter values, one per item, with statuses and stats; no gradient. Never raises for
+        an item.
 
         verify: re-solve each follower with another solver and report `stats.follower_gap`.
         """
@@ -132,7 +148,9 @@ class Layer(nn.Module):
                 batch[i.name] = len(value)
             flat[k] = flatten(value.double(), len(i.shape))
         if len(set(batch.values())) > 1:
-            raise InputError(f"The batch dimensions differ: {', '.join(f'{k}: {v}' for k, v in batch.items())}. Make them equal, or give one item without.")
+            raise InputError(
+                f"The batch dimensions differ: {', '.join(f'{k}: {v}' for k, v in batch.items())}. Make them equal, or give one item without."
+            )
         device = values[0].device if values else torch.device("cpu")
         flat |= {k: flatten(v, v.ndim).to(device) for k, v in self._fixed.items()}
         return tuple(flat[k] for k in range(len(self.program.inputs))), bool(batch)
@@ -149,8 +167,14 @@ def _position(handle: Any, known: Sequence[Input] | Sequence[Unknown], kind: str
 
 def _failure(outcome: Outcome, batched: bool) -> SolveError:
     bad = {int(i): outcome.status[i] for i in np.flatnonzero(~outcome.ok)}
-    shown = [f"  item {i}: {s.name}. {s.value}" if batched else f"  {s.name}. {s.value}" for i, s in list(bad.items())[:8]]
+    shown = [
+        f"  item {i}: {s.name}. {s.value}" if batched else f"  {s.name}. {s.value}" for i, s in list(bad.items())[:8]
+    ]
     more = [f"  … and {len(bad) - 8} more."] if len(bad) > 8 else []
-    head = f"{len(bad)} of {len(outcome.status)} items could not be solved:" if batched else "The program could not be solved:"
+    head = (
+        f"{len(bad)} of {len(outcome.status)} items could not be solved:"
+        if batched
+        else "The program could not be solved:"
+    )
     tail = 'Mend these inputs, or make the layer with on_failure="nan" to keep the other items; layer.solve(…) returns every status.'
     return SolveError("\n".join([head, *shown, *more, tail]), bad)

@@ -1,7 +1,7 @@
 """Work spread over threads: most of the time of a batch goes to C code that releases the interpreter lock.
 
-BLAS and torch are held to one thread meanwhile. The matrices of a batch are small, and two layers of threads spin against each
-other: on a busy two-core machine that made a solve, and a backward pass, more than ten times slower.
+BLAS and torch are held to one thread meanwhile. The matrices of a batch are small, and two layers of threads spin
+against each other: on a busy two-core machine that made a solve, and a backward pass, more than ten times slower.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ def processors() -> int:
 
 
 def thread_map(work: Callable[[np.ndarray], T], count: int, least: int) -> list[T]:
-    """`work` on consecutive parts of range(count), one a processor, none smaller than `least` items; results in order."""
+    """`work` on consecutive parts of range(count), one a processor, none smaller than `least` items.
+
+    Results in order.
+    """
     parts = np.array_split(np.arange(count), max(1, min(processors(), count // least)))
     with single_blas:
         if len(parts) == 1:

@@ -1,4 +1,7 @@
-"""Program: a declared, frozen bilevel program; what it takes in, what it gives out, and the forms in which solvers may have it."""
+"""Program: a declared, frozen bilevel program.
+
+What it takes in, what it gives out, and the forms in which solvers may have it.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,10 @@ from bigrad.solution import CapabilityError, InputError, Outcome, Point, Solutio
 
 @dataclass(frozen=True, eq=False)
 class Input:
-    """One parameter of the program: the user's own object, its name and shape, and the sign it declares (+1, -1 or 0)."""
+    """One parameter of the program.
+
+    The user's own object, its name and shape, and the sign it declares (+1, -1 or 0).
+    """
 
     handle: Any
     name: str
@@ -40,7 +46,9 @@ class Solver(Protocol):
     def accepts(self, program: Program) -> str | None:
         """None, or the sentence that says why this solver cannot take the program."""
 
-    def solve(self, program: Program, theta: tuple[np.ndarray, ...], warm_start: Sequence[Any] | None = None) -> Outcome:
+    def solve(
+        self, program: Program, theta: tuple[np.ndarray, ...], warm_start: Sequence[Any] | None = None
+    ) -> Outcome:
         """Solve a batch."""
 
     def choose(self, program: Program) -> tuple[Solver, str]:
@@ -64,9 +72,9 @@ class Source(Protocol):
 class Program:
     """A declared bilevel program, made by `bigrad.bilevel`; it never changes and is safe to share between threads.
 
-    quadratic: the program as a bilevel quadratic program, or None. convex: whether its upper level is convex in z = (x, y).
-    smooth: the program as a smooth program with complementarity pairs, built when first needed.
-    sign: +1 where the leader minimises, -1 where it maximises.
+    quadratic: the program as a bilevel quadratic program, or None. convex: whether its upper level is convex in z = (x,
+    y). smooth: the program as a smooth program with complementarity pairs, built when first needed. sign: +1 where the
+    leader minimises, -1 where it maximises.
     """
 
     inputs: tuple[Input, ...]
@@ -95,17 +103,19 @@ class Program:
     ) -> Solution:
         """Solve at the given parameter values, fill `.value` of the user's variables, and return the Solution.
 
-        values: maps parameters to arrays of their shapes; those left out take their own `.value`. solver: `bigrad.Auto()` if
-        left out. warm_start: a Solution of this program to start from. verify: re-solve the follower at the returned
-        x with another solver and report `stats.follower_gap`. Failures are statuses, not exceptions; values that do not fit
-        raise InputError, a solver that cannot take the program CapabilityError.
+        values: maps parameters to arrays of their shapes; those left out take their own `.value`. solver:
+        `bigrad.Auto()` if left out. warm_start: a Solution of this program to start from. verify: re-solve the follower
+        at the returned x with another solver and report `stats.follower_gap`. Failures are statuses, not exceptions;
+        values that do not fit raise InputError, a solver that cannot take the program CapabilityError.
         """
         given = self._given(values or {})
         solver = self.checked(solver)
         theta = tuple(flatten(given[i.handle], len(i.shape)) for i in self.inputs)
         outcome = solver.solve(self, theta, None if warm_start is None else self.points([warm_start]))
         solution = self.solutions(outcome, given, verify=verify)[0]
-        self.source.publish({u.handle: solution.values[u.handle].copy() if solution.status.ok else None for u in self.unknowns})
+        self.source.publish(
+            {u.handle: solution.values[u.handle].copy() if solution.status.ok else None for u in self.unknowns}
+        )
         return solution
 
     def points(self, solutions: Sequence[Solution]) -> list[Point | None]:
@@ -129,7 +139,9 @@ class Program:
         kind = "quadratic" if self.quadratic else f"smooth ({self.why_not_quadratic})"
         leader = sum(int(np.prod(u.shape)) for u in self.unknowns if u.leader)
         follower = sum(int(np.prod(u.shape)) for u in self.unknowns if not u.leader)
-        lines = [f"Bilevel program, {kind}. Variables: leader {leader}, follower {follower}. Parameters: {len(self.inputs)}."]
+        lines = [
+            f"Bilevel program, {kind}. Variables: leader {leader}, follower {follower}. Parameters: {len(self.inputs)}."
+        ]
         if self.quadratic:
             s = self.quadratic.sizes
             lines.append(
@@ -141,7 +153,10 @@ class Program:
         return "\n".join([*lines, f"Solver: {chosen}. {why}"])
 
     def solutions(self, outcome: Outcome, given: Mapping[Any, np.ndarray], *, verify: bool = False) -> list[Solution]:
-        """One Solution per item of an outcome; `given` maps parameters to arrays with or without the batch dimension."""
+        """One Solution per item of an outcome.
+
+        `given` maps parameters to arrays with or without the batch dimension.
+        """
         found = []
         for i in range(len(outcome.status)):
             ok, inputs = outcome.status[i].ok, {k: _item(v, i, k.ndim) for k, v in given.items()}
@@ -167,18 +182,26 @@ class Program:
         for key in values:
             if id(key) not in known:
                 names = ", ".join(i.name for i in self.inputs) or "none"
-                raise InputError(f"solve(values): {type(key).__name__} '{key}' is not a parameter of this program; its parameters are: {names}.")
+                raise InputError(
+                    f"solve(values): {type(key).__name__} '{key}' is not a parameter of this program; its parameters are: {names}."
+                )
         given = {}
         for i in self.inputs:
             value = values[i.handle] if i.handle in values else i.handle.value
             if value is None:
-                raise InputError(f"solve(values): parameter '{i.name}' has no value; pass values={{{i.name}: …}} or set its .value.")
+                raise InputError(
+                    f"solve(values): parameter '{i.name}' has no value; pass values={{{i.name}: …}} or set its .value."
+                )
             try:
                 array = np.asarray(value, dtype=float)
             except (TypeError, ValueError):
-                raise InputError(f"solve(values): parameter '{i.name}' needs real numbers, got {type(value).__name__}.") from None
+                raise InputError(
+                    f"solve(values): parameter '{i.name}' needs real numbers, got {type(value).__name__}."
+                ) from None
             if array.shape != i.shape:
-                raise InputError(f"solve(values): parameter '{i.name}' has shape {i.shape}, but its value has shape {array.shape}.")
+                raise InputError(
+                    f"solve(values): parameter '{i.name}' has shape {i.shape}, but its value has shape {array.shape}."
+                )
             given[i.handle] = array
         return given
 

@@ -3,13 +3,14 @@
     min over x, y of  1/2 z'Qz + c'z + c0,  z = (x, y),   G z <= g,  E z == e
     y in argmin of    1/2 y'Py + (Cx + p)'y,   Ay + Bx <= b,  Hy + Kx == h
 
-The follower's optimality conditions, with multipliers lam >= 0 and nu, make this a program in v = (x, y, lam, nu) with the
-complementarity pairs (lam_i, s_i), s = b - Ay - Bx. On one side of every pair it is an ordinary quadratic program, with Lagrangian
+The follower's optimality conditions, with multipliers lam >= 0 and nu, make this a program in v = (x, y, lam, nu) with
+the complementarity pairs (lam_i, s_i), s = b - Ay - Bx. On one side of every pair it is an ordinary quadratic program,
+with Lagrangian
 
     F(z) + sigma'(Cx + Py + p + A'lam + H'nu) - kappa's + eta'(Hy + Kx - h) + gamma'(Gz - g) + eps'(Ez - e) - tau'lam.
 
-Stationarity in lam gives tau = A sigma, so (v, sigma, kappa, eta, gamma, eps) is the whole unknown w. Arrays are numpy or torch, each
-with or without a leading batch dimension.
+Stationarity in lam gives tau = A sigma, so (v, sigma, kappa, eta, gamma, eps) is the whole unknown w. Arrays are numpy
+or torch, each with or without a leading batch dimension.
 """
 
 from __future__ import annotations
@@ -120,7 +121,10 @@ class Maps:
 
 
 def _collapse(P: Array, q: Array, d: Array, T: Array, m: Array) -> tuple[Array, Array, Array, Array]:
-    """Substitute t = T z + m in 1/2 u'Pu + q'u + d, u = (z, t). Also returns the weight by which m enters the linear term."""
+    """Substitute t = T z + m in 1/2 u'Pu + q'u + d, u = (z, t).
+
+    Also returns the weight by which m enters the linear term.
+    """
     n = T.shape[-1]
     Pzz, Pzt, Ptt = P[..., :n, :n], P[..., :n, n:], P[..., n:, n:]
     cross, weight = Pzt @ T, Pzt + T.mT @ Ptt
@@ -181,8 +185,8 @@ def kkt(data: Data, sizes: Sizes, batch: int) -> tuple[Array, Array]:
     matrix = namespace(data.P).zeros((batch, eps.stop, eps.stop), dtype=data.P.dtype, device=data.P.device)
     matrix[:, z, z] = data.Q
     for row, column, block in (
-        (sigma, x, data.C), (sigma, y, data.P), (sigma, lam, data.A.mT), (sigma, nu, data.H.mT),
-        (kappa, x, data.B), (kappa, y, data.A), (eta, x, data.K), (eta, y, data.H), (gamma, z, data.G), (eps, z, data.E),
+        (sigma, x, data.C), (sigma, y, data.P), (sigma, lam, data.A.mT), (sigma, nu, data.H.mT), (kappa, x, data.B),
+        (kappa, y, data.A), (eta, x, data.K), (eta, y, data.H), (gamma, z, data.G), (eps, z, data.E),
     ):  # fmt: skip
         matrix[:, row, column] = block
         matrix[:, column, row] = block.mT

@@ -27,7 +27,9 @@ class Status(Enum):
     )
     UNBOUNDED_LOWER = "Unbounded follower: its objective has no minimum for any leader decision."
     UNBOUNDED_UPPER = "Unbounded leader: the upper objective improves without limit over bilevel-feasible points."
-    NONCONVEX_LOWER = "The lower level is not convex at these parameter values, so its optimality conditions do not decide it."
+    NONCONVEX_LOWER = (
+        "The lower level is not convex at these parameter values, so its optimality conditions do not decide it."
+    )
     INVALID_INPUT = "A parameter value is NaN or infinite, or breaks the sign that its Parameter declares."
     ITERATION_LIMIT = "The iteration limit was reached before a stationary point; raise max_iterations."
     TIME_LIMIT = "The time limit was reached before a stationary point; raise time_limit."
@@ -43,14 +45,14 @@ class Status(Enum):
 class Stats:
     """Measurements of one solve; quantities are in the units of the user's own model.
 
-    residual: largest violation of the KKT conditions of the bilevel program's reformulation, absolute, scaled by 1 + |data|.
-    violation: largest violation of any constraint of either level, the follower's stationarity included.
-    biactive: number of complementarity pairs with both the multiplier and the slack at zero.
-    degenerate: number of active constraints or biactive sides whose own multiplier is zero (a kink: one-sided derivatives differ).
+    residual: largest violation of the KKT conditions of the bilevel program's reformulation, absolute, scaled by 1 +
+    |data|. violation: largest violation of any constraint of either level, the follower's stationarity included.
+    biactive: number of complementarity pairs with both the multiplier and the slack at zero. degenerate: number of
+    active constraints or biactive sides whose own multiplier is zero (a kink: one-sided derivatives differ).
     strongly_stationary: multipliers of the right sign exist at every biactive pair, so the point is a local optimum.
     singular: the KKT matrix at the solution's active set is singular; the gradient is then the minimum-norm one.
-    follower_gap: the follower's objective here minus its optimum given x, from an independent re-solve; None if not asked.
-    bound: best proven bound on the upper objective, in the user's sense; None if none is known.
+    follower_gap: the follower's objective here minus its optimum given x, from an independent re-solve; None if not
+    asked. bound: best proven bound on the upper objective, in the user's sense; None if none is known.
     """
 
     solver: str = ""
@@ -73,7 +75,10 @@ class Stats:
 
 @dataclass(frozen=True, eq=False)
 class Point:
-    """What a later solve may start from: z = (x, y), and for each complementarity pair whether it is on the side slack = 0."""
+    """What a later solve may start from.
+
+    Z = (x, y), and for each complementarity pair whether it is on the side slack = 0.
+    """
 
     z: np.ndarray
     tight: np.ndarray
@@ -83,9 +88,9 @@ class Point:
 class Outcome:
     """A solved batch as arrays, one row an item: what solvers return and gradient rules read.
 
-    z: (batch, size) values of x then y. w: all unknowns and multipliers of the program's reformulation, in the order of the form
-    that was solved (`smooth` or quadratic); free: which of them were not held at zero. tight: (batch, pairs), the side of each pair.
-    value and bound: upper objective, minimised. The other arrays are the fields of Stats.
+    z: (batch, size) values of x then y. w: all unknowns and multipliers of the program's reformulation, in the order of
+    the form that was solved (`smooth` or quadratic); free: which of them were not held at zero. tight: (batch, pairs),
+    the side of each pair. value and bound: upper objective, minimised. The other arrays are the fields of Stats.
     """
 
     solver: str
@@ -161,7 +166,9 @@ class Solution:
             return self.values[variable]
         except KeyError:
             known = ", ".join(str(v) for v in self.values)
-            raise KeyError(f"{type(variable).__name__} '{variable}' is not a variable of this program, which has {known}.") from None
+            raise KeyError(
+                f"{type(variable).__name__} '{variable}' is not a variable of this program, which has {known}."
+            ) from None
 
 
 class BigradError(Exception):

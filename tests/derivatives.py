@@ -1,4 +1,7 @@
-"""Central differences of re-solves against the layer's gradient, one-sided differences told apart; shared by the gradient tests."""
+"""Central differences of re-solves against the layer's gradient, one-sided differences told apart.
+
+Shared by the gradient tests.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +28,8 @@ KINK = 1e-4
 class Difference:
     """One direction in one parameter: the layer's directional derivative and the two one-sided differences.
 
-    scale: the norm of the block's gradient, to which errors are relative. A side is NaN where the re-solve found no exact solution near
-    by: the solution jumps.
+    scale: the norm of the block's gradient, to which errors are relative. A side is NaN where the re-solve found no
+    exact solution near by: the solution jumps.
     """
 
     parameter: str
@@ -102,10 +105,11 @@ def compare(
     steps: Sequence[float] = STEPS,
     floor: float = 1e-4,
 ) -> Report:
-    """Differentiate a random linear function of the solution in every parameter, and difference re-solves along directions.
+    """Differentiate a random linear function of the solution in every parameter, and difference re-solves along
+    directions.
 
-    Every re-solve starts from the solution itself, so that all of them follow the same local optimum. floor: errors are relative to the
-    block's gradient, or to this times 1 + the largest block's.
+    Every re-solve starts from the solution itself, so that all of them follow the same local optimum. floor: errors are
+    relative to the block's gradient, or to this times 1 + the largest block's.
     """
     rng = np.random.default_rng(seed)
     program = case.program

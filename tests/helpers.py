@@ -1,8 +1,9 @@
 """Tables and builders that the tests share, and oracles that answer a second, independent way.
 
-A `Case` is two ordinary CVXPY problems with their parameter values. `check_point` takes an answer apart with the user's own objects and
-Clarabel, knowing nothing of bigrad's reformulation; `brute_force` searches a grid of leader decisions, re-solving the follower at
-each; `random_quadratic` makes bilevel quadratic programs in which every block is a Parameter.
+A `Case` is two ordinary CVXPY problems with their parameter values. `check_point` takes an answer apart with the user's
+own objects and Clarabel, knowing nothing of bigrad's reformulation; `brute_force` searches a grid of leader decisions,
+re-solving the follower at each; `random_quadratic` makes bilevel quadratic programs in which every block is a
+Parameter.
 """
 
 from __future__ import annotations
@@ -113,7 +114,8 @@ def violation_at(problem: cp.Problem, values: Mapping[Any, Any], owned: Iterable
 
 
 def reply(case: Case, leader: Mapping[Any, Any], unique: bool = True) -> float:
-    """The upper objective (minimised sense) where the leader decides so and the follower answers by Clarabel; inf where not allowed.
+    """The upper objective (minimised sense) where the leader decides so and the follower answers by Clarabel; inf where
+    not allowed.
 
     unique: the follower has one best answer. If not, it is the leader's favourite among those within 1e-8 of the best.
     """
@@ -147,7 +149,8 @@ def check_point(case: Case, solution: bg.Solution, tolerance: float = 1e-6) -> N
 def brute_force(case: Case, grid: Mapping[Any, Sequence[Any]], *, polish: int = 3, unique: bool = True) -> float:
     """The least upper objective (minimised sense) over a grid of leader decisions, refined around its best points.
 
-    grid: for each leader variable the values to try, in its own shape. An upper bound on the bilevel optimum, near it if the grid is.
+    grid: for each leader variable the values to try, in its own shape. An upper bound on the bilevel optimum, near it
+    if the grid is.
     """
     leaders = list(grid)
 
@@ -190,7 +193,10 @@ def brute_force(case: Case, grid: Mapping[Any, Sequence[Any]], *, polish: int = 
 
 
 def check_follower(A: np.ndarray, slack: np.ndarray, pull: np.ndarray, H: np.ndarray, tolerance: float = 1e-6) -> None:
-    """Assert that multipliers exist: pull + A'lam + H'nu == 0 with lam >= 0 on the rows without slack (nonnegative least squares)."""
+    """Assert that multipliers exist.
+
+    Pull + A'lam + H'nu == 0 with lam >= 0 on the rows without slack (nonnegative least squares).
+    """
     assert slack.min(initial=0.0) >= -tolerance
     active = A[slack <= tolerance]
     columns = np.hstack([active.T, H.T, -H.T])
@@ -200,7 +206,10 @@ def check_follower(A: np.ndarray, slack: np.ndarray, pull: np.ndarray, H: np.nda
 
 @dataclass
 class RandomQuadratic(Case):
-    """A random bilevel quadratic program; `arrays` holds its blocks by the letters of bigrad/quadratic.py where they are there."""
+    """A random bilevel quadratic program.
+
+    `arrays` holds its blocks by the letters of bigrad/quadratic.py where they are there.
+    """
 
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
 
@@ -222,9 +231,10 @@ def psd(rng: np.random.Generator, n: int, least: float) -> np.ndarray:
 def random_quadratic(shape: tuple[int, int, int], seed: int, *, linked: bool | None = None) -> RandomQuadratic:
     """A random feasible and bounded bilevel quadratic program whose every block is a Parameter.
 
-    shape: leader variables, follower variables, follower inequalities. linked: the leader's part of the follower's rows and objective
-    goes through further leader variables (s == B x and c == C x), so that B and C are Parameters too, as DPP wants it; else B and C are
-    constants. By default so with an even seed. Strictly convex at both levels, a Slater point in both.
+    shape: leader variables, follower variables, follower inequalities. linked: the leader's part of the follower's rows
+    and objective goes through further leader variables (s == B x and c == C x), so that B and C are Parameters too, as
+    DPP wants it; else B and C are constants. By default so with an even seed. Strictly convex at both levels, a Slater
+    point in both.
     """
     n, m, k = shape
     linked = seed % 2 == 0 if linked is None else linked
@@ -284,7 +294,8 @@ def random_quadratic(shape: tuple[int, int, int], seed: int, *, linked: bool | N
 
 
 def random_atoms(seed: int) -> Case:
-    """A program of a leader with one variable x in [-2, 2] and a follower with two, its objectives and rows from random CVXPY atoms.
+    """A program of a leader with one variable x in [-2, 2] and a follower with two, its objectives and rows from random
+    CVXPY atoms.
 
     The follower's answer is unique. Parameters stand in matrices, shifts and weights.
     """

@@ -1,4 +1,7 @@
-"""Canary for CVXPY's private derivative engine: fails loudly when its classes move, change their signatures, or change their answers."""
+"""Canary for CVXPY's private derivative engine.
+
+Fails loudly when its classes move, change their signatures, or change their answers.
+"""
 
 import inspect
 

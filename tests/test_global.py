@@ -1,4 +1,7 @@
-"""GLOBAL is a claim: check it, on programs with many ties, against all pieces solved one by one with HiGHS and Clarabel."""
+"""GLOBAL is a claim.
+
+Check it, on programs with many ties, against all pieces solved one by one with HiGHS and Clarabel.
+"""
 
 import itertools
 

@@ -1,4 +1,7 @@
-"""Gradients against central differences of re-solves, closed forms and theorems; kinks, degenerate and singular programs included."""
+"""Gradients against central differences of re-solves, closed forms and theorems.
+
+Kinks, degenerate and singular programs included.
+"""
 
 import warnings
 
@@ -24,7 +27,10 @@ def own(problem):
 
 
 def figure(seeds, **options):
-    """Compare many random programs: worst error where the one-sided derivatives agree; kinks counted and listed; unsolved listed."""
+    """Compare many random programs: worst error where the one-sided derivatives agree.
+
+    Kinks counted and listed; unsolved listed.
+    """
     worst, biactive, programs, agreeing, kinks, unsolved = 0.0, 0, 0, 0, [], []
     for shape in SHAPES:
         for seed in seeds:
@@ -136,8 +142,8 @@ def more():
         [x <= 2], [cp.sum(y) <= p["s"]], values("a", "b", "c", "q", "s"),
     )  # fmt: skip
     yield "abs and max", case(
-        cp.norm1(x - p["a"]) + cp.max(y - p["c"]) + cp.sum_squares(x) / 5, near + p["v"] * cp.norm1(y - 0.3) + cp.norm1(y - p["b"]), y,
-        [x <= 2], [y <= 3], values("a", "b", "c", "v"),
+        cp.norm1(x - p["a"]) + cp.max(y - p["c"]) + cp.sum_squares(x) / 5, near + p["v"] * cp.norm1(y - 0.3) +
+        cp.norm1(y - p["b"]), y, [x <= 2], [y <= 3], values("a", "b", "c", "v"),
     )  # fmt: skip
     low, high = cp.Parameter(3, name="low"), cp.Parameter(name="high")
     z = cp.Variable(3, name="z", bounds=[low, high])
@@ -157,8 +163,8 @@ def more():
         cp.Parameter((2, 3), name="W", nonneg=True),
     )
     yield "matrices", case(
-        cp.sum_squares(X - np.eye(2)) + cp.sum(cp.multiply(W, cp.square(Y))) + cp.trace(T @ Y), cp.sum_squares(Y - X @ M.T - S), Y,
-        [X[0, 1] + X[1, 0] == p["s"]], [Y @ T <= np.array([[0.2, 3.0], [3.0, 0.1]]), Y[0, 0] == Y[1, 2]],
+        cp.sum_squares(X - np.eye(2)) + cp.sum(cp.multiply(W, cp.square(Y))) + cp.trace(T @ Y), cp.sum_squares(Y - X @
+        M.T - S), Y, [X[0, 1] + X[1, 0] == p["s"]], [Y @ T <= np.array([[0.2, 3.0], [3.0, 0.1]]), Y[0, 0] == Y[1, 2]],
         {S: rng.standard_normal((2, 3)), T: rng.standard_normal((3, 2)), W: rng.uniform(0.2, 1, (2, 3)), **values("s")},
     )  # fmt: skip
     yield "a follower who is a linear program", case(
@@ -247,7 +253,10 @@ def test_a_kink_that_holds_the_leader():
 
 @pytest.mark.parametrize(("pull", "side"), [(-1.0, "up"), (12.0, "down")])
 def test_beside_the_kink_the_smooth_derivatives_hold(pull, side):
-    """F = (x - 2)^2 - 3x + pull y: for a small pull the leader goes past the kink, to x = 3.5 - pull / 2 where y = x - theta."""
+    """F = (x - 2)^2 - 3x + pull y.
+
+    For a small pull the leader goes past the kink, to x = 3.5 - pull / 2 where y = x - theta.
+    """
     x, y = variables("x", "y")
     theta, c = cp.Parameter(name="theta"), cp.Parameter(name="c")
     layer = layer_of(
@@ -265,7 +274,10 @@ def test_beside_the_kink_the_smooth_derivatives_hold(pull, side):
 
 
 def test_many_kinks_at_once():
-    """y_i = max(0, a_i'x - t_i) with strong penalties: x solves A x = t, whatever else the leader wants; dx/dt = A^-1."""
+    """y_i = max(0, a_i'x - t_i) with strong penalties: x solves A x = t, whatever else the leader wants.
+
+    Dx/dt = A^-1.
+    """
     A = np.array([[2.0, 1.0], [-1.0, 3.0]])
     x, y = cp.Variable(2, name="x"), cp.Variable(2, name="y")
     t = cp.Parameter(2, name="t")
@@ -334,7 +346,10 @@ def test_a_linear_follower_moves_with_its_rows_and_not_with_its_costs():
 
 @pytest.mark.parametrize("times", [2, 3])
 def test_duplicate_rows_do_not_harm_the_gradient(times):
-    """The same active row twice: multipliers are not unique, M is singular, the derivative exists and is exact, without a warning."""
+    """The same active row twice.
+
+    Multipliers are not unique, M is singular, the derivative exists and is exact, without a warning.
+    """
     x, y = variables("x", "y")
     t = cp.Parameter(name="t")
     rows = [k * y >= k * (x - t) for k in range(1, times + 1)]
@@ -394,7 +409,10 @@ def test_at_a_kink_of_the_follower_with_no_pull_one_side_is_taken_and_said():
 
 
 def test_a_solution_that_is_not_unique_warns_only_if_the_loss_sees_it():
-    """x[1] does not matter to anybody: a loss of x[0] has its exact gradient, a loss of x[1] the minimum-norm one and a warning."""
+    """x[1] does not matter to anybody.
+
+    A loss of x[0] has its exact gradient, a loss of x[1] the minimum-norm one and a warning.
+    """
     x, y = cp.Variable(2, name="x"), cp.Variable(name="y")
     p = cp.Parameter(name="p")
     layer = layer_of(case(cp.square(x[0] - p) + 0 * x[1], cp.square(y - x[0]), y), [p], [x, y])

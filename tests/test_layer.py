@@ -19,7 +19,10 @@ DOUBLE = torch.float64
 
 
 def small(**options):
-    """x* = argmin |x - a|^2 + |y - S|^2 with y = max(x, lower) elementwise shifted by s; matrix, vector and scalar inputs."""
+    """x* = argmin |x - a|^2 + |y - S|^2 with y = max(x, lower) elementwise shifted by s.
+
+    Matrix, vector and scalar inputs.
+    """
     x, y = cp.Variable(3, name="x"), cp.Variable((2, 3), name="y")
     S, a, s = cp.Parameter((2, 3), name="S"), cp.Parameter(3, name="a"), cp.Parameter(name="s", nonneg=True)
     stacked = cp.vstack([x, 2 * x])
@@ -441,7 +444,10 @@ RANDOM = random_quadratic((4, 8, 10), 0)
 
 
 def fragile(on_failure, solver=None):
-    """The follower must lie between p and q: infeasible where p > q; x pays its way unless w is 0, where the leader is unbounded."""
+    """The follower must lie between p and q: infeasible where p > q.
+
+    X pays its way unless w is 0, where the leader is unbounded.
+    """
     x, y = cp.Variable(name="x"), cp.Variable(2, name="y")
     p, q, w = cp.Parameter(2, name="p"), cp.Parameter(name="q"), cp.Parameter(name="w", nonneg=True)
     problem = case(w * cp.square(x) - x + cp.sum_squares(y), cp.sum_squares(y - x), y, [], [y >= p, y <= q])

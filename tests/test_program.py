@@ -1,4 +1,7 @@
-"""Declarations: what is refused, with which words, and that what is accepted means what it says (brute force over the leader's x)."""
+"""Declarations.
+
+What is refused, with which words, and that what is accepted means what it says (brute force over the leader's x).
+"""
 
 import cvxpy as cp
 import numpy as np
@@ -285,8 +288,8 @@ def accepted():
     yield (
         "matrices",
         case(
-            cp.sum_squares(a - 0.5) + cp.sum(cp.multiply(F - 0.2, b)), cp.sum_squares(b - a @ np.array([[1.0, 2.0, -1.0]]) - f) / 2, b,
-            [cp.abs(a) <= 2], [g @ b <= 2, b[0, 1] <= b[1, 2]], {f: F, g: G},
+            cp.sum_squares(a - 0.5) + cp.sum(cp.multiply(F - 0.2, b)), cp.sum_squares(b - a @ np.array([[1.0, 2.0,
+            -1.0]]) - f) / 2, b, [cp.abs(a) <= 2], [g @ b <= 2, b[0, 1] <= b[1, 2]], {f: F, g: G},
         ),
         {a: points((2, 1))},
     )  # fmt: skip
@@ -335,7 +338,10 @@ def test_accepted_and_solved_as_declared(name):
 
 
 def check_random_atoms(seed):
-    """The solution of a random program against a scan of its one leader variable; its status and how far it is above the scan's best."""
+    """The solution of a random program against a scan of its one leader variable.
+
+    Its status and how far it is above the scan's best.
+    """
     problem = random_atoms(seed)
     (x,) = problem.leader
     solution = problem.program.solve(problem.values, verify=True)
@@ -379,7 +385,10 @@ def test_a_single_variable_may_respond():
 
 
 def test_bounds_of_a_leader_bind_the_leader_only():
-    """A bound on a leader's variable is no constraint of the follower: it may not make the follower infeasible or change its answer."""
+    """A bound on a leader's variable is no constraint of the follower.
+
+    It may not make the follower infeasible or change its answer.
+    """
     x = cp.Variable(name="x", bounds=[0, 1])
     y = cp.Variable(name="y")
     problem = case(cp.square(x - 2) + y, cp.square(y - 3 * x), y)

@@ -1,4 +1,7 @@
-"""Relaxation: nonconvex and smooth upper levels against closed forms, grids of re-solves and known optima; the smooth adjoint."""
+"""Relaxation: nonconvex and smooth upper levels against closed forms, grids of re-solves and known optima.
+
+The smooth adjoint.
+"""
 
 import threading
 
@@ -106,7 +109,10 @@ def test_textbook_with_nonlinear_functions(build, name: str) -> None:
 
 
 def tariff(n: int = 3) -> tuple[Case, cp.Variable, cp.Variable]:
-    """A monopolist's price against customers with the demand curve y = max(0, (a - p) / b): p = a / 2 is best, worth a**2 / 4b."""
+    """A monopolist's price against customers with the demand curve y = max(0, (a - p) / b).
+
+    P = a / 2 is best, worth a**2 / 4b.
+    """
     p, y = cp.Variable(n, name="p", nonneg=True), cp.Variable(n, name="y")
     a, b = cp.Parameter(n, name="a"), cp.Parameter(n, name="b", nonneg=True)
     lower = cp.sum(cp.multiply(b, cp.square(y))) / 2 - (a - p) @ y
@@ -141,7 +147,10 @@ def test_price_times_demand_in_a_batch_with_bad_items() -> None:
 
 
 def test_capacity_makes_a_kink() -> None:
-    """With demand capped at 0.4 the best price makes the customer just want it: biactive, and p moves with a one for one."""
+    """With demand capped at 0.4 the best price makes the customer just want it.
+
+    Biactive, and p moves with a one for one.
+    """
     p, y = cp.Variable(name="p", nonneg=True), cp.Variable(name="y")
     a = cp.Parameter(name="a", value=1.0)
     problem = case(cp.Maximize(p * y), cp.square(y) / 2 - (a - p) * y, y, below=[y >= 0, y <= 0.4], values={a: 1.0})
@@ -331,7 +340,10 @@ def test_cones_without_a_smooth_form_are_refused() -> None:
 
 
 def kinked(seed: int) -> tuple[bg.Program, tuple[np.ndarray, ...], np.random.Generator]:
-    """A random program whose parameters stand everywhere: matrices and vectors of both levels, inside functions, in products with x."""
+    """A random program whose parameters stand everywhere.
+
+    Matrices and vectors of both levels, inside functions, in products with x.
+    """
     rng = np.random.default_rng(seed)
     n, m, k = 3, 4, 5
     x, y = cp.Variable(n, name="x"), cp.Variable(m, name="y")

@@ -1,4 +1,7 @@
-"""Solving: textbook optima, statuses, inputs, degenerate followers, scales, sizes, warm starts and what a Solution holds."""
+"""Solving.
+
+Textbook optima, statuses, inputs, degenerate followers, scales, sizes, warm starts and what a Solution holds.
+"""
 
 import dataclasses
 import warnings
@@ -71,7 +74,10 @@ def test_textbook_by_auto_as_a_whole():
     "solver", [bg.Pieces(), bg.Pieces(starts=2, nodes=0), bg.Pieces(exhaustive=0), bg.Relaxation(starts=3)], ids=str
 )
 def test_solvers_against_each_other_and_the_grid(solver, seed):
-    """Any solver: feasible by the user's objects, GLOBAL only if no better is known, one leader variable scanned finely."""
+    """Any solver.
+
+    Feasible by the user's objects, GLOBAL only if no better is known, one leader variable scanned finely.
+    """
     rng = np.random.default_rng(seed)
     x, y = cp.Variable(name="x"), cp.Variable(2, name="y")
     A, b = rng.standard_normal((4, 2)), rng.uniform(0.3, 1, 4)
@@ -215,7 +221,10 @@ def test_a_follower_infeasible_for_some_x_only():
 
 
 def test_infeasible_leader_where_only_a_nonoptimal_answer_would_do():
-    """Answers are max(x, 0); y == x - 1 would need x <= 0 and x >= 1: every constraint can be met, the follower's optimality cannot."""
+    """Answers are max(x, 0).
+
+    Y == x - 1 would need x <= 0 and x >= 1: every constraint can be met, the follower's optimality cannot.
+    """
     x, y = scalars()
     problem = case(cp.square(x), cp.square(y - x), y, [x >= -3, x <= 3, y <= x - 0.5], [y >= -9])
     assert problem.program.solve().status is Status.INFEASIBLE_UPPER
@@ -327,7 +336,10 @@ def test_an_indifferent_follower_answers_as_the_leader_likes():
 
 
 def test_a_tie_between_two_answers_of_a_linear_follower():
-    """The follower takes the cheaper of two roads; at the tie x = 1 it may mix, and the leader picks the mix 1/4 : 3/4."""
+    """The follower takes the cheaper of two roads.
+
+    At the tie x = 1 it may mix, and the leader picks the mix 1/4 : 3/4.
+    """
     x, y = cp.Variable(name="x"), cp.Variable(2, name="y")
     problem = case(
         cp.square(x - 1) + cp.sum_squares(y - np.array([0.25, 0.75])),
@@ -343,7 +355,10 @@ def test_a_tie_between_two_answers_of_a_linear_follower():
 
 
 def network(toll_cap=4.0):
-    """The follower sends one unit over five arcs; all node balances are stated, one of them redundant; the leader tolls two arcs."""
+    """The follower sends one unit over five arcs.
+
+    All node balances are stated, one of them redundant; the leader tolls two arcs.
+    """
     arcs = [(0, 1), (0, 2), (1, 3), (2, 3), (0, 3)]
     balance = np.zeros((4, 5))
     for k, (i, j) in enumerate(arcs):
@@ -375,7 +390,10 @@ def test_redundant_node_balances():
 
 
 def test_toll_revenue_with_a_bilinear_leader():
-    """Revenue toll'flow: both roads cost 2 and 2.5 untolled, the toll-free one 5; the best revenue is 3, on the first road."""
+    """Revenue toll'flow: both roads cost 2 and 2.5 untolled, the toll-free one 5.
+
+    The best revenue is 3, on the first road.
+    """
     toll, flow, free, cost, rows = network()
     problem = case(cp.Maximize(toll @ flow[:2]), (free + cost) @ flow, flow, [toll >= 0, toll <= 4], rows)
     solution = problem.program.solve(verify=True)

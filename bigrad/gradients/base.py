@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 
 class AbstractGradient(ABC):
-    """How the backward pass is computed. `needs` names what the program must offer; checked once, when a layer is made."""
+    """How the backward pass is computed.
+
+    `needs` names what the program must offer; checked once, when a layer is made.
+    """
 
     needs: ClassVar[frozenset[str]]
 
@@ -23,9 +26,9 @@ class AbstractGradient(ABC):
     ) -> tuple[Tensor | None, ...]:
         """The vector-Jacobian product of the solution map.
 
-        theta[k]: input k flattened, (size,) or (batch, size), float64. wanted[k]: whether its gradient is needed. cotangent: (batch, n) over
-        z = (x, y). Returns one gradient per input, None where not wanted. With grad mode on, the result must itself be
-        differentiable in theta and cotangent, or an error: never a silent zero.
+        theta[k]: input k flattened, (size,) or (batch, size), float64. wanted[k]: whether its gradient is needed.
+        cotangent: (batch, n) over z = (x, y). Returns one gradient per input, None where not wanted. With grad mode on,
+        the result must itself be differentiable in theta and cotangent, or an error: never a silent zero.
         """
 
 

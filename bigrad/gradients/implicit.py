@@ -1,16 +1,19 @@
-"""Implicit: one symmetric solve with the KKT matrix at the solution's own active set. BiGrad, arXiv 2302.14473, theorem 1.
+"""Implicit: one symmetric solve with the KKT matrix at the solution's own active set. BiGrad, arXiv 2302.14473, theorem
+1.
 
-At a solution with a fixed active set, the unknowns w = (x, y, lam, nu, multipliers) solve R(w, theta) = 0 with dR/dw = M symmetric, so
+At a solution with a fixed active set, the unknowns w = (x, y, lam, nu, multipliers) solve R(w, theta) = 0 with dR/dw =
+M symmetric, so
 
     dL/dtheta = - a' dR/dtheta,   M a = (dL/dz, 0).
 
-What is held and what is free comes with the solution: a pair with slack and multiplier both at zero is held on the sides whose
-own multipliers are positive, both if both are (bigrad/solvers/active.py). There the leader's best decision sits on a kink of the follower's
-answer and stays on it; differentiating only one side is wrong.
+What is held and what is free comes with the solution: a pair with slack and multiplier both at zero is held on the
+sides whose own multipliers are positive, both if both are (bigrad/solvers/active.py). There the leader's best decision
+sits on a kink of the follower's answer and stays on it; differentiating only one side is wrong.
 
-Choices where the derivative is not unique: a weakly active constraint (its multiplier zero) counts as inactive, a pair that is weak on
-one side stays on the side where the solver found it, and a singular M gives the minimum-norm a. `Stats.degenerate`, `Stats.singular`
-and `Stats.strongly_stationary` tell; a loss whose gradient has no solution at a singular M also raises a SingularWarning.
+Choices where the derivative is not unique: a weakly active constraint (its multiplier zero) counts as inactive, a pair
+that is weak on one side stays on the side where the solver found it, and a singular M gives the minimum-norm a.
+`Stats.degenerate`, `Stats.singular` and `Stats.strongly_stationary` tell; a loss whose gradient has no solution at a
+singular M also raises a SingularWarning.
 """
 
 from __future__ import annotations
@@ -33,7 +36,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Implicit(AbstractGradient):
-    """Exact derivatives of the solution found, by the implicit function theorem; first and second order for quadratic programs.
+    """Exact derivatives of the solution found, by the implicit function theorem; first and second order for quadratic
+    programs.
 
     Choose it whenever the program has optimality conditions (every CVXPY program). Cost: one batched symmetric solve.
     """
@@ -73,7 +77,10 @@ class Implicit(AbstractGradient):
 
 
 def _adjoint(maps: Maps, theta: tuple[Tensor, ...], free: Tensor, cotangent: Tensor) -> Tensor:
-    """The a of M a = (cotangent, 0), (batch, unknowns); by numpy on the CPU, where one BLAS thread suits small matrices."""
+    """The a of M a = (cotangent, 0), (batch, unknowns).
+
+    By numpy on the CPU, where one BLAS thread suits small matrices.
+    """
     import torch
 
     on_cpu = cotangent.device.type == "cpu"
@@ -93,7 +100,10 @@ def _adjoint(maps: Maps, theta: tuple[Tensor, ...], free: Tensor, cotangent: Ten
 def _smooth(
     program: Program, outcome: Outcome, theta: tuple[Tensor, ...], wanted: tuple[bool, ...], cotangent: Tensor
 ) -> tuple[Tensor | None, ...]:
-    """The same adjoint through CVXPY's derivative engine, item by item; it has no third derivatives, so no second order."""
+    """The same adjoint through CVXPY's derivative engine, item by item.
+
+    It has no third derivatives, so no second order.
+    """
     import torch
 
     if torch.is_grad_enabled():

@@ -1,7 +1,7 @@
 """From one CVXPY level to affine maps of its data: the only module that knows CVXPY's canonicalisation.
 
-A level `minimize f subject to constraints` becomes `1/2 u'Pu + q'u + d` with rows `A u <= b` or `A u == b`, every block affine in the
-inputs. CVXPY writes a square of an affine expression with an auxiliary variable t == Tz + l; those are
+A level `minimize f subject to constraints` becomes `1/2 u'Pu + q'u + d` with rows `A u <= b` or `A u == b`, every block
+affine in the inputs. CVXPY writes a square of an affine expression with an auxiliary variable t == Tz + l; those are
 eliminated here, so that the level keeps the size its author gave it.
 """
 
@@ -24,9 +24,11 @@ LINEAR_CONES = (cp.constraints.zero.Zero, cp.constraints.nonpos.NonNeg)
 
 @dataclass(frozen=True, eq=False)
 class Level:
-    """One canonicalised level in u = (z, t), t = T z + l: `1/2 u'Pu + q'u + d`, `A z == b` in the first `equalities` rows, then `A z <= b`.
+    """One canonicalised level in u = (z, t), t = T z + l: `1/2 u'Pu + q'u + d`, `A z == b` in the first `equalities`
+    rows, then `A z <= b`.
 
-    `offsets` gives the position in z of each variable by CVXPY id; the caller's come first, in the caller's order, then auxiliaries.
+    `offsets` gives the position in z of each variable by CVXPY id; the caller's come first, in the caller's order, then
+    auxiliaries.
     """
 
     offsets: dict[int, int]
@@ -62,7 +64,11 @@ def level(program: ParamConeProg, variables: Sequence[cp.Variable], inputs: Sequ
     n, rows = program.x.size, program.constr_size
     position = {parameter.id: k for k, parameter in enumerate(inputs)}
     objective, linear, matrix = (_split(t, program, position) for t in (program.P, program.q, program.A))
-    own = [np.arange(program.var_id_to_col[v.id], program.var_id_to_col[v.id] + v.size) for v in variables if v.id in program.var_id_to_col]
+    own = [
+        np.arange(program.var_id_to_col[v.id], program.var_id_to_col[v.id] + v.size)
+        for v in variables
+        if v.id in program.var_id_to_col
+    ]
     known = np.concatenate([*own, np.zeros(0, int)]).astype(int)
     spare = np.setdiff1d(np.arange(n), known)
     equalities = program.cone_dims.zero
@@ -77,7 +83,9 @@ def level(program: ParamConeProg, variables: Sequence[cp.Variable], inputs: Sequ
     flipped = (order + n * order[:, None]).ravel()
     P = _mean(objective.rows(grid, (n, n)), objective.rows(flipped, (n, n)))
     starts = np.cumsum([0, *(v.size for v in variables if v.id in program.var_id_to_col)])
-    offsets = {v.id: int(s) for v, s in zip((v for v in variables if v.id in program.var_id_to_col), starts, strict=False)}
+    offsets = {
+        v.id: int(s) for v, s in zip((v for v in variables if v.id in program.var_id_to_col), starts, strict=False)
+    }
     found = Level(
         offsets=offsets,
         size=len(kept),
@@ -87,7 +95,9 @@ def level(program: ParamConeProg, variables: Sequence[cp.Variable], inputs: Sequ
         d=linear.rows(np.array([n]), ()),
         T=T,
         l=matrix.rows(by + rows * n, (len(out),)).scaled(-1 / pivot),
-        A=matrix.rows((others[:, None] + rows * kept).ravel(), (len(others), len(kept))).scaled(np.full(len(others) * len(kept), -1.0)),
+        A=matrix.rows((others[:, None] + rows * kept).ravel(), (len(others), len(kept))).scaled(
+            np.full(len(others) * len(kept), -1.0)
+        ),
         b=matrix.rows(others + rows * n, (len(others),)),
     )
     return _without_caps(found, len(known))
@@ -96,8 +106,8 @@ def level(program: ParamConeProg, variables: Sequence[cp.Variable], inputs: Sequ
 def _without_caps(level: Level, own: int) -> Level:
     """Fourier-Motzkin elimination of auxiliaries that only pass a bound on: e <= t and t <= c become e <= c.
 
-    CVXPY writes abs(e) <= c, max(e) <= c and their like so. Such a t costs nothing, stands in rows without other auxiliaries, and is bounded
-    once on one side, so the number of rows does not grow.
+    CVXPY writes abs(e) <= c, max(e) <= c and their like so. Such a t costs nothing, stands in rows without other
+    auxiliaries, and is bounded once on one side, so the number of rows does not grow.
     """
     width, rows = level.size, level.b.shape[0]
     loose = {k: abs(m) for k, m in level.A.terms.items()}
@@ -162,7 +172,16 @@ def _split(tensor: sp.csc_array, program: ParamConeProg, position: dict[int, int
 
 
 def _mean(a: Affine, b: Affine) -> Affine:
-    terms = {k: sp.csr_array((a.terms.get(k, 0 * b.terms[k] if k in b.terms else 0) + b.terms.get(k, 0 * a.terms[k] if k in a.terms else 0)) / 2) for k in {*a.terms, *b.terms}}
+    terms = {
+        k: sp.csr_array(
+            (
+                a.terms.get(k, 0 * b.terms[k] if k in b.terms else 0)
+                + b.terms.get(k, 0 * a.terms[k] if k in a.terms else 0)
+            )
+            / 2
+        )
+        for k in {*a.terms, *b.terms}
+    }
     return Affine(a.shape, (a.base + b.base) / 2, terms)
 
 

@@ -1,4 +1,7 @@
-"""Front end for two CVXPY problems: checks the declaration, sorts the variables into roles, and builds the Program's forms."""
+"""Front end for two CVXPY problems.
+
+Checks the declaration, sorts the variables into roles, and builds the Program's forms.
+"""
 
 from __future__ import annotations
 
@@ -75,11 +78,16 @@ def declare(upper: cp.Problem, lower: cp.Problem, responds: Sequence[cp.Variable
         smooth=smooth,
         source=source,
         default=default,
-        rebuild=(_reload, (upper.objective, upper.constraints, lower.objective, lower.constraints, list(responds), default)),
+        rebuild=(
+            _reload,
+            (upper.objective, upper.constraints, lower.objective, lower.constraints, list(responds), default),
+        ),
     )
 
 
-def _reload(goal: Any, rows: list[Any], lower_goal: Any, lower_rows: list[Any], responds: list[Any], default: Solver) -> Program:
+def _reload(
+    goal: Any, rows: list[Any], lower_goal: Any, lower_rows: list[Any], responds: list[Any], default: Solver
+) -> Program:
     """Declare an unpickled program again; new CVXPY objects must not take the ids that came with it."""
     upper, lower = cp.Problem(goal, rows), cp.Problem(lower_goal, lower_rows)
     ids = [leaf.id for problem in (upper, lower) for leaf in (*problem.variables(), *problem.parameters())]
@@ -98,13 +106,19 @@ def _roles(upper: cp.Problem, lower: cp.Problem, responds: Sequence[cp.Variable]
     names = f"bilevel(…, responds=[{', '.join(str(v) for v in responds)}])"
     ours, above, below = {v.id for v in responds}, {v.id for v in upper.variables()}, {v.id for v in lower.variables()}
     if not ours:
-        raise DeclarationError("bilevel(…, responds=[]): name the variables that the follower chooses; without one there is no lower level.")
+        raise DeclarationError(
+            "bilevel(…, responds=[]): name the variables that the follower chooses; without one there is no lower level."
+        )
     for v in responds:
         if v.id not in below:
-            raise DeclarationError(f"{names}: '{v.name()}' does not appear in the lower problem, so it cannot respond; remove it from responds.")
+            raise DeclarationError(
+                f"{names}: '{v.name()}' does not appear in the lower problem, so it cannot respond; remove it from responds."
+            )
     for v in lower.variables():
         if v.id not in ours and v.id not in above:
-            raise DeclarationError(f"{names}: variable '{v.name()}' appears in the lower problem only, so it must respond too; add it to responds.")
+            raise DeclarationError(
+                f"{names}: variable '{v.name()}' appears in the lower problem only, so it must respond too; add it to responds."
+            )
     leader = [v for v in upper.variables() if v.id not in ours]
     for v in (*leader, *responds):
         who = "leader" if v.id not in ours else "follower"
@@ -119,7 +133,9 @@ def _roles(upper: cp.Problem, lower: cp.Problem, responds: Sequence[cp.Variable]
     for p in parameters:
         _check_leaf(p, f"parameter '{p.name()}'")
         if p.name() in seen:
-            raise DeclarationError(f"Two different parameters have the name '{p.name()}'; rename one, or use the same object at both levels.")
+            raise DeclarationError(
+                f"Two different parameters have the name '{p.name()}'; rename one, or use the same object at both levels."
+            )
         seen[p.name()] = p
     return _Roles(tuple(leader), tuple(dict.fromkeys(responds)), tuple(parameters))
 
@@ -129,10 +145,16 @@ def _check_leaf(leaf: Any, what: str) -> None:
         raise DeclarationError(f"{what} is complex; write its real and imaginary parts as two real ones.")
     if leaf.size == 0:
         raise DeclarationError(f"{what} has shape {leaf.shape}, with no entries; remove it.")
-    kinds = ("symmetric", "diag", "PSD", "NSD", "hermitian", "imag", "sparsity") if isinstance(leaf, cp.Variable) else ("diag", "sparsity", "hermitian", "imag")
+    kinds = (
+        ("symmetric", "diag", "PSD", "NSD", "hermitian", "imag", "sparsity")
+        if isinstance(leaf, cp.Variable)
+        else ("diag", "sparsity", "hermitian", "imag")
+    )
     for kind in kinds:
         if leaf.attributes.get(kind):
-            raise DeclarationError(f"{what} has the attribute {kind}, which is not supported here; state it by constraints on a plain one.")
+            raise DeclarationError(
+                f"{what} has the attribute {kind}, which is not supported here; state it by constraints on a plain one."
+            )
 
 
 def _sign(leaf: Any) -> int:
@@ -149,7 +171,9 @@ def _attributes(variables: Sequence[cp.Variable], plain: Mapping[int, cp.Variabl
         for bound, side in zip(v.attributes.get("bounds") or (None, None), (1, -1), strict=True):
             if bound is None:
                 continue
-            limit = bound if isinstance(bound, cp.Expression) else np.broadcast_to(np.asarray(bound, dtype=float), v.shape)
+            limit = (
+                bound if isinstance(bound, cp.Expression) else np.broadcast_to(np.asarray(bound, dtype=float), v.shape)
+            )
             if isinstance(limit, cp.Expression):
                 rows.append(side * (copy - limit) >= 0)
             elif v.ndim == 0 and np.isfinite(limit):
@@ -182,7 +206,9 @@ def _check_lower(problem: cp.Problem, roles: _Roles, leader: Mapping[int, cp.Var
                     why = f"it multiplies parameter '{names[0]}' by upper variable '{xs[0]}', which is a parameter to the follower"
                 elif xs:
                     why = f"it is not affine in upper variable '{xs[0]}', which is a parameter to the follower"
-                advice = f"Introduce an upper variable z with the upper constraint z == {text} and use z" if xs else SPLIT
+                advice = (
+                    f"Introduce an upper variable z with the upper constraint z == {text} and use z" if xs else SPLIT
+                )
                 raise DeclarationError(
                     f"The lower problem is not DPP in the upper variables and parameters: in the {what} {_named(piece)}, look at {text}: "
                     f"{why}. {advice}."
@@ -206,7 +232,9 @@ def _named(expression: Any) -> str:
     return text if len(text) < 200 else text[:200] + "…"
 
 
-def _quadratic(objective: cp.Expression, above: list[cp.Constraint], level: Level, roles: _Roles, source: _Source) -> tuple[Maps | None, bool, str]:
+def _quadratic(
+    objective: cp.Expression, above: list[cp.Constraint], level: Level, roles: _Roles, source: _Source
+) -> tuple[Maps | None, bool, str]:
     """The Maps of the bilevel quadratic program, whether its upper level is convex, and, if there are none, why."""
     first = len(roles.parameters)
     stand_ins = list(range(first, first + len(roles.leader)))
@@ -233,7 +261,10 @@ def _quadratic(objective: cp.Expression, above: list[cp.Constraint], level: Leve
 
 
 def _check_upper(objective: cp.Expression, above: list[cp.Constraint], convex: bool) -> None:
-    """The upper level must be affine in its parameters (DPP); curvature is not asked of an objective that is not convex."""
+    """The upper level must be affine in its parameters (DPP).
+
+    Curvature is not asked of an objective that is not convex.
+    """
     for what, piece in [("objective", objective), *(("constraint", c) for c in above)]:
         culprit = next((found for arg in _roots(piece) if (found := expressions.beyond_affine(arg)) is not None), None)
         with scopes.dpp_scope(), scopes.quad_form_dpp_scope():
@@ -251,7 +282,12 @@ def _roots(piece: Any) -> list[cp.Expression]:
 
 def _maps(upper: Level, lower: Level, roles: _Roles, source: _Source, stand_ins: list[int]) -> Maps:
     def columns(level: Level, variables: Sequence[cp.Variable]) -> np.ndarray:
-        own = [np.arange(v.size) + level.offsets[source.plain[v.id].id] if source.plain[v.id].id in level.offsets else np.full(v.size, -1) for v in variables]
+        own = [
+            np.arange(v.size) + level.offsets[source.plain[v.id].id]
+            if source.plain[v.id].id in level.offsets
+            else np.full(v.size, -1)
+            for v in variables
+        ]
         return np.concatenate([*own, np.zeros(0, int)]).astype(int)
 
     def auxiliary(level: Level) -> np.ndarray:
@@ -289,7 +325,11 @@ def _arranged(level: Level, z: np.ndarray) -> tuple[Affine, Affine, Affine]:
     n = level.q.shape[0]
     u = np.concatenate([z, np.arange(level.size, n)])
     grid = np.where((u[:, None] < 0) | (u < 0), -1, n * u[:, None] + u)
-    return level.P.rows(grid.ravel(), grid.shape), level.q.rows(u, u.shape), _rows(level.T, np.arange(n - level.size), z)
+    return (
+        level.P.rows(grid.ravel(), grid.shape),
+        level.q.rows(u, u.shape),
+        _rows(level.T, np.arange(n - level.size), z),
+    )
 
 
 def _rows(block: Affine, rows: np.ndarray, columns: np.ndarray) -> Affine:
@@ -320,7 +360,10 @@ class _Source:
     def __init__(self, upper: cp.Problem, lower: cp.Problem, roles: _Roles):
         self.upper, self.lower, self.roles = upper, lower, roles
         self.plain = {v.id: cp.Variable(v.shape, name=v.name()) for v in (*roles.leader, *roles.follower)}
-        self.stand_in = {v.id: cp.Parameter(v.shape, name=v.name(), nonneg=v.is_nonneg(), nonpos=v.is_nonpos() and not v.is_nonneg()) for v in roles.leader}
+        self.stand_in = {
+            v.id: cp.Parameter(v.shape, name=v.name(), nonneg=v.is_nonneg(), nonpos=v.is_nonpos() and not v.is_nonneg())
+            for v in roles.leader
+        }
         self.answer = {v.id for v in roles.follower}
         self.below = self._below()
         self.turn = threading.RLock()  # the user's leaves hold one call's values at a time
@@ -348,7 +391,10 @@ class _Source:
             return np.nan if value is None else float(value)
 
     def follower_gap(self, inputs: Mapping[Any, np.ndarray], values: Mapping[Any, np.ndarray]) -> float:
-        """Lower objective at (x, y) minus its optimum at x by Clarabel, minimised sense; inf if Clarabel finds no optimum."""
+        """Lower objective at (x, y) minus its optimum at x by Clarabel, minimised sense.
+
+        Inf if Clarabel finds no optimum.
+        """
         leader = {self.stand_in[v.id]: _within(values[v], self.stand_in[v.id]) for v in self.roles.leader}
         with self.turn, _at({**inputs, **leader}), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # CVXPY's own, that a solution may be inaccurate: the gap tells

@@ -17,7 +17,9 @@ def terms(expression: cp.Expression) -> list[cp.Expression]:
     """The summands of an expression, with signs, constant factors and sums over entries pushed inwards."""
     if isinstance(expression, cp.atoms.affine.add_expr.AddExpression):
         return [t for arg in expression.args for t in terms(arg)]
-    linear = isinstance(expression, cp.atoms.affine.unary_operators.NegExpression | Sum | multiply | MulExpression | DivExpression)
+    linear = isinstance(
+        expression, cp.atoms.affine.unary_operators.NegExpression | Sum | multiply | MulExpression | DivExpression
+    )
     inside = [k for k, arg in enumerate(expression.args) if not arg.is_constant()]
     if not linear or len(inside) != 1:
         return [expression]
@@ -29,7 +31,8 @@ def terms(expression: cp.Expression) -> list[cp.Expression]:
 
 
 def beyond_affine(expression: cp.Expression) -> cp.Expression | None:
-    """The first subexpression in which parameters enter other than affinely: a product of two, a function of one; None if none does.
+    """The first subexpression in which parameters enter other than affinely: a product of two, a function of one; None
+    if none does.
 
     A square of an expression affine in parameters is fine: it stays factored.
     """
@@ -58,7 +61,9 @@ def is_quadratic(expression: cp.Expression) -> bool:
             return is_quadratic(b if a.is_constant() else a)
         return a.is_affine() and b.is_affine()
     if isinstance(expression, Power | PowerApprox):
-        return expression.args[0].is_affine() and not expression.p.parameters() and float(expression.p.value) in (1.0, 2.0)
+        return (
+            expression.args[0].is_affine() and not expression.p.parameters() and float(expression.p.value) in (1.0, 2.0)
+        )
     if isinstance(expression, quad_over_lin):
         return expression.args[0].is_affine() and expression.args[1].is_constant()
     if isinstance(expression, QuadForm):

@@ -21,7 +21,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -35,7 +35,7 @@ from cvxpy.utilities import scopes
 from bigrad.linear import solve_free
 from bigrad.programs.bilinear import Bilinear, entries
 from bigrad.programs.engine import EQUALITIES, INEQUALITIES, Canonical, Engine, bounds, canonicalise
-from bigrad.programs.system import Layout, System
+from bigrad.programs.system import Compiled, Layout, System
 from bigrad.solution import DeclarationError
 
 LOST = 1e-6
@@ -118,7 +118,7 @@ class Smooth:
         return tuple(v for v in self._canonical.variables if v.id not in own)
 
     @cached_property
-    def columns(self) -> np.ndarray:
+    def _columns(self) -> np.ndarray:
         """Place in v of each variable of the cone program."""
         ends = np.cumsum([0, *(v.size for v in (*self.leader, *self.follower))])
         places = dict(zip((v.id for v in (*self.leader, *self.follower)), ends[:-1], strict=True))
@@ -160,7 +160,7 @@ class Smooth:
         variables = (*self.leader, *self.follower, *self._extra)
         starts = np.cumsum([0, *(v.size for v in variables)])
         place = {v.id: int(s) for v, s in zip(variables, starts, strict=False)}
-        behind = int((self.columns >= self.layout.x + self.layout.y).sum())
+        behind = int((self._columns >= self.layout.x + self.layout.y).sum())
         return {i: s + (behind if i in {v.id for v in self._extra} else 0) for i, s in place.items()}
 
     @cached_property
@@ -168,17 +168,7 @@ class Smooth:
         return Engine(self._canonical, self._place, self.layout.primal)
 
     @cached_property
-    def _promoted(self) -> dict[tuple[bool, ...], Engine]:
-        return {}
-
-    def promoted(self, wanted: tuple[bool, ...]) -> Engine:
-        """The engine with the wanted parameters as unknowns, for derivatives with respect to them; kept for later."""
-        if wanted not in self._promoted:
-            self._promoted[wanted] = Engine(self._canonical, self._place, self.layout.primal, wanted)
-        return self._promoted[wanted]
-
-    @cached_property
-    def domain(self) -> tuple[np.ndarray, np.ndarray]:
+    def _domain(self) -> tuple[np.ndarray, np.ndarray]:
         """Bounds on v: those of auxiliary variables, and lam >= 0."""
         layout = self.layout
         low, high = np.full(layout.primal, -np.inf), np.full(layout.primal, np.inf)
@@ -189,15 +179,15 @@ class Smooth:
         return low, high
 
     @cached_property
-    def origin(self) -> np.ndarray:
+    def _origin(self) -> np.ndarray:
         """A v where every function of the upper level can be evaluated."""
         v = np.zeros(self.layout.primal)
         for variable, value in zip(self._canonical.variables, self._canonical.start, strict=True):
             v[self._place[variable.id] + np.arange(variable.size)] = np.ravel(value, order="F")
-        return np.clip(v, *self.domain)
+        return np.clip(v, *self._domain)
 
     @cached_property
-    def inputs(self) -> np.ndarray:
+    def _inputs(self) -> np.ndarray:
         """Place in e = (v, theta, 1) of each column of the cone program's tensors."""
         layout, at = self.layout, {}
         offset = 0
@@ -216,12 +206,12 @@ class Smooth:
         return place
 
     @cached_property
-    def lower(self) -> Bilinear:
+    def _lower(self) -> Bilinear:
         """The follower's stationarity, minus its slacks, and its equalities."""
-        layout, cone, place = self.layout, self.cone, self.inputs
+        layout, cone, place = self.layout, self.cone, self._inputs
         n, equalities = cone.x.size, layout.equalities
         size = layout.primal + sum(p.size for p in self.parameters) + 1
-        one, u = size - 1, np.r_[self.columns, size - 1]
+        one, u = size - 1, np.r_[self._columns, size - 1]
         _, _, lam, nu, _, kappa, eta, *_ = layout.blocks
         multiplier = np.r_[np.arange(nu.start, nu.stop), np.arange(lam.start, lam.stop)]
         row_at = np.r_[np.arange(eta.start, eta.stop), np.arange(kappa.start, kappa.stop)] - layout.primal
@@ -243,12 +233,33 @@ class Smooth:
             layout.stationarity + layout.pairs + layout.equalities, layout.primal, size, row, left, right, coefficient
         )
 
+    @cached_property
+    def _compiled(self) -> Compiled:
+        layout, (low, high) = self.layout, self._domain
+
+        @cache
+        def promoted(wanted: tuple[bool, ...]) -> Engine:
+            return Engine(self._canonical, self._place, layout.primal, wanted)
+
+        return Compiled(
+            layout=layout,
+            lower=self._lower,
+            engine=self._engine,
+            promoted=promoted,
+            cone=self.cone,
+            columns=self._columns,
+            inputs=self._inputs,
+            low=low,
+            high=high,
+            origin=self._origin,
+        )
+
     @contextmanager
     def at(self, theta: Sequence[np.ndarray]) -> Iterator[System]:
         """The program at one set of flat parameter values. Other threads wait until the block is left."""
         with self._lock:
             self._engine.give(theta)
-            yield System(self, self._engine, np.concatenate([*theta, np.ones(1)]).astype(float))
+            yield System(self._compiled, np.concatenate([*theta, np.zeros(0)]).astype(float))
 
     def adjoint(
         self,
@@ -281,7 +292,7 @@ class Smooth:
     @cached_property
     def convex(self) -> bool:
         """Whether forgetting that the follower optimises leaves a convex program, whose optimum is a proven bound."""
-        terms, layout = self.lower, self.layout
+        terms, layout = self._lower, self.layout
         inside = (terms.left < layout.primal) & (terms.right < layout.primal)
         crossed = inside & (terms.row >= layout.stationarity)
         upper = self.objective.is_convex() and all(c.is_dcp() for c in self.constraints)

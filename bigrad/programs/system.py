@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from cvxpy.reductions.dcp2cone.cone_matrix_stuffing import ParamConeProg
 
+from bigrad.programs.bilinear import Bilinear
 from bigrad.programs.engine import Engine
-
-if TYPE_CHECKING:
-    from bigrad.programs.smooth import Smooth
 
 
 class Layout(NamedTuple):
@@ -55,15 +56,35 @@ class Follower(NamedTuple):
     at: np.ndarray
 
 
+@dataclass(frozen=True, eq=False)
+class Compiled:
+    """A Smooth program in numbers, for any parameter values.
+
+    lower: its rows of the follower. engine: the upper level. promoted: the same with the wanted parameters as unknowns.
+    cone: CVXPY's cone program of the lower level; columns: the place in v of each of its variables; inputs: the place
+    in e = (v, theta, 1) of each column of its tensors. low, high: bounds on v. origin: a v where all can be evaluated.
+    """
+
+    layout: Layout
+    lower: Bilinear
+    engine: Engine
+    promoted: Callable[[tuple[bool, ...]], Engine]
+    cone: ParamConeProg
+    columns: np.ndarray
+    inputs: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    origin: np.ndarray
+
+
 class System:
     """A Smooth program at fixed parameter values: the functions that a solver calls, at v or at w = (v, m)."""
 
-    def __init__(self, smooth: Smooth, engine: Engine, tail: np.ndarray):
-        self.smooth, self.engine, self.tail = smooth, engine, tail
-        self.layout = smooth.layout
-        self.lower = smooth.lower
-        self.low, self.high = smooth.domain
-        self.origin = smooth.origin
+    def __init__(self, compiled: Compiled, theta: np.ndarray):
+        self.compiled, self.tail = compiled, np.r_[theta, 1.0]
+        self.layout, self.lower, self.engine = compiled.layout, compiled.lower, compiled.engine
+        self.low, self.high, self.origin = compiled.low, compiled.high, compiled.origin
+        engine = self.engine
         n, count = self.layout.primal, self.lower.count
         self.below = np.flatnonzero(np.isfinite(self.low[: n - self.layout.pairs - self.layout.equalities]))
         self.above = np.flatnonzero(np.isfinite(self.high))
@@ -130,7 +151,7 @@ class System:
         total = self.lower.pull(np.r_[v, self.tail], m, dv, dm)
         if not any(wanted):
             return total
-        promoted = self.smooth.promoted(wanted)
+        promoted = self.compiled.promoted(wanted)
         promoted.give(self.engine.theta)
         both = np.r_[v, self.tail[:-1]]
         multipliers, moved = m[self._slot], np.r_[dv, np.zeros(len(total))]
@@ -145,11 +166,11 @@ class System:
 
     def follower(self, x: np.ndarray) -> Follower:
         """The lower level at x."""
-        cone, layout = self.smooth.cone, self.layout
-        inputs = np.r_[x, np.zeros(layout.primal - layout.x), self.tail][self.smooth.inputs]
+        cone, layout = self.compiled.cone, self.layout
+        inputs = np.r_[x, np.zeros(layout.primal - layout.x), self.tail][self.compiled.inputs]
         n, rows, k = cone.x.size, cone.constr_size, layout.equalities
         P = np.zeros((n, n)) if cone.P is None else (cone.P @ inputs).reshape(n, n)
         A = (cone.A @ inputs).reshape(n + 1, rows).T
         return Follower(
-            (P + P.T) / 2, (cone.q @ inputs)[:n], A[k:, :n], A[k:, n], A[:k, :n], A[:k, n], self.smooth.columns
+            (P + P.T) / 2, (cone.q @ inputs)[:n], A[k:, :n], A[k:, n], A[:k, :n], A[:k, n], self.compiled.columns
         )

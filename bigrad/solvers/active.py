@@ -1,8 +1,10 @@
-"""From a point and the sides of its pairs to a settled answer: polish on the active set, classify kinks, measure residuals.
+"""From a point and the sides of its pairs to a settled answer: polish on the active set, classify kinks, measure
+residuals.
 
 The polish is one solve with the KKT matrix at the active set, the same matrix that the gradient uses; it takes a
-solver's 1e-9 to machine precision. At a biactive pair (multiplier and slack both zero) the side that the solver held stays
-held, and the other side is held too if its own multiplier is positive. A weakly active constraint (multiplier zero) is left free.
+solver's 1e-9 to machine precision. At a biactive pair (multiplier and slack both zero) the side that the solver held
+stays held, and the other side is held too if its own multiplier is positive. A weakly active constraint (multiplier
+zero) is left free.
 """
 
 from __future__ import annotations
@@ -86,7 +88,8 @@ def _free(matrix: np.ndarray, rhs: np.ndarray, sizes: Sizes, w: np.ndarray, tigh
 def _snap(matrix: np.ndarray, rhs: np.ndarray, sizes: Sizes, w: np.ndarray) -> np.ndarray:
     """w with its primal part moved, as little as possible, onto every constraint that it touches.
 
-    At a degenerate vertex the constraints with multiplier zero are as real as the others, and the polish does not hold them.
+    At a degenerate vertex the constraints with multiplier zero are as real as the others, and the polish does not hold
+    them.
     """
     lam, s, _, _, gap, _ = _slacks(matrix, rhs, sizes, w)
     _, _, at_lam, _, _, at_kappa, _, at_gamma, _ = sizes.blocks
@@ -98,7 +101,9 @@ def _snap(matrix: np.ndarray, rhs: np.ndarray, sizes: Sizes, w: np.ndarray) -> n
     return np.concatenate([moved[:, :m], w[:, m:]], -1)
 
 
-def _measure(matrix: np.ndarray, rhs: np.ndarray, sizes: Sizes, w: np.ndarray, free: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _measure(
+    matrix: np.ndarray, rhs: np.ndarray, sizes: Sizes, w: np.ndarray, free: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Largest stationarity residual in the free unknowns with wrong signs of multipliers, and largest violation of a constraint."""
     lam, s, _, _, gap, gamma = _slacks(matrix, rhs, sizes, w)
     pull = abs(mv(matrix, w) - rhs) * free
@@ -113,7 +118,9 @@ def _measure(matrix: np.ndarray, rhs: np.ndarray, sizes: Sizes, w: np.ndarray, f
     return dual / scale, np.maximum(below, equal) / scale
 
 
-def _kinks(matrix: np.ndarray, rhs: np.ndarray, sizes: Sizes, w: np.ndarray, free: np.ndarray) -> tuple[np.ndarray, ...]:
+def _kinks(
+    matrix: np.ndarray, rhs: np.ndarray, sizes: Sizes, w: np.ndarray, free: np.ndarray
+) -> tuple[np.ndarray, ...]:
     """Biactive pairs, constraints whose multiplier vanishes, and whether all biactive multipliers have the right sign."""
     lam, s, tau, kappa, gap, gamma = _slacks(matrix, rhs, sizes, w)
     both = (lam <= near_zero(lam)) & (s <= near_zero(s))
@@ -124,7 +131,10 @@ def _kinks(matrix: np.ndarray, rhs: np.ndarray, sizes: Sizes, w: np.ndarray, fre
 
 
 def _curved(matrix: np.ndarray, free: np.ndarray, sizes: Sizes) -> np.ndarray:
-    """Whether the objective curves upwards along the active set: the KKT matrix has no more negative eigenvalues than rows."""
+    """Whether the objective curves upwards along the active set.
+
+    The KKT matrix has no more negative eigenvalues than rows.
+    """
     m = sizes.primal
     held = np.where(free[:, :, None] & free[:, None, :], matrix, 0.0)
     spectrum = np.linalg.eigvalsh(held)

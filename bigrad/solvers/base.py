@@ -1,4 +1,7 @@
-"""The contract of a solver: frozen hyper-parameters, and a pure function from a program and its inputs to an Outcome."""
+"""The contract of a solver.
+
+Frozen hyper-parameters, and a pure function from a program and its inputs to an Outcome.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,8 @@ class AbstractSolver(ABC):
     def solve(
         self, program: Program, theta: tuple[np.ndarray, ...], warm_start: Sequence[Point | None] | None = None
     ) -> Outcome:
-        """Solve a batch: theta[k] is input k flattened, (size,) or (batch, size). Failures are statuses, never exceptions.
+        """Solve a batch: theta[k] is input k flattened, (size,) or (batch, size). Failures are statuses, never
+        exceptions.
 
         warm_start: one Point per item, or None for an item that has none.
         """

@@ -1,9 +1,10 @@
-"""Branching over the sides of complementarity pairs, breadth first and a whole batch at once: proves an optimum, or finds it.
+"""Branching over the sides of complementarity pairs, breadth first and a whole batch at once: proves an optimum, or
+finds it.
 
-A node holds some pairs tight, some loose, and asks of the others only that slack and multiplier be nonnegative: a convex quadratic
-program whose optimum bounds every piece below it. A node that cannot beat the best known piece is dropped; one whose solution is
-complementary is itself a piece; any other is split on its most violated pair, one without an optimum on any. Bard and Moore, "A branch and bound algorithm for
-the bilevel programming problem", 1990.
+A node holds some pairs tight, some loose, and asks of the others only that slack and multiplier be nonnegative: a
+convex quadratic program whose optimum bounds every piece below it. A node that cannot beat the best known piece is
+dropped; one whose solution is complementary is itself a piece; any other is split on its most violated pair, one
+without an optimum on any. Bard and Moore, "A branch and bound algorithm for the bilevel programming problem", 1990.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from bigrad.solvers.search import GAIN, Search
 
 
 def branch(search: Search, items: np.ndarray, nodes: int, limit: float) -> np.ndarray:
-    """Improve the search's best pieces of these items with at most `nodes` relaxations each: which are proven, bool (batch,).
+    """Improve the search's best pieces of these items with at most `nodes` relaxations each: which are proven, bool
+    (batch,).
 
     Proven: the whole tree was seen, so the best piece is the global optimum, and without any the program is infeasible.
     Pieces met on the way enter the search's table. Stops when time.perf_counter() passes `limit`.
@@ -59,5 +61,9 @@ def branch(search: Search, items: np.ndarray, nodes: int, limit: float) -> np.nd
         pair = np.where(tight | loose, -1.0, clash).argmax(-1)
         here = np.zeros(tight.shape, bool)
         here[np.arange(len(items)), pair] = True
-        items, tight, loose = np.tile(items, 2), np.concatenate([tight | here, tight]), np.concatenate([loose, loose | here])
+        items, tight, loose = (
+            np.tile(items, 2),
+            np.concatenate([tight | here, tight]),
+            np.concatenate([loose, loose | here]),
+        )
     return proven

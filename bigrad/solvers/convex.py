@@ -4,10 +4,10 @@
 
 where `top` and `bottom` may be longer than A: their first entries are then bounds on the first variables.
 
-DAQP is fast and releases the interpreter lock, but on degenerate data it refuses dependent equalities, now and then calls a feasible program
-infeasible at tolerances near rounding, and calls some bounded linear programs unbounded. A wrong word here would become a
-wrong claim of a global optimum.
-DAQP: Arnstrom, Bemporad and Axehill, "A dual active-set solver for embedded quadratic programming", 2022.
+DAQP is fast and releases the interpreter lock, but on degenerate data it refuses dependent equalities, now and then
+calls a feasible program infeasible at tolerances near rounding, and calls some bounded linear programs unbounded. A
+wrong word here would become a wrong claim of a global optimum. DAQP: Arnstrom, Bemporad and Axehill, "A dual active-set
+solver for embedded quadratic programming", 2022.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ PROXIMAL = 1e-2
 def quadratic_program(*problem: np.ndarray) -> tuple[np.ndarray, float, int, np.ndarray]:
     """DAQP on (H, f, A, top, bottom, sense): (v, value, flag, multipliers of v and of A v, positive at the top).
 
-    Dependent equalities are given to it as narrow intervals, and what it calls infeasible must be so at a lenient tolerance too.
+    Dependent equalities are given to it as narrow intervals, and what it calls infeasible must be so at a lenient
+    tolerance too.
     """
     answer = daqp.solve(*problem, **SETTINGS)
     if answer[2] == OVERDETERMINED:
@@ -43,7 +44,10 @@ def quadratic_program(*problem: np.ndarray) -> tuple[np.ndarray, float, int, np.
 
 
 def if_unbounded(*problem: np.ndarray) -> tuple[np.ndarray, float, int, np.ndarray]:
-    """A program that DAQP called unbounded, decided by HiGHS: its recession cone says whether it is, and if not, it is solved."""
+    """A program that DAQP called unbounded, decided by HiGHS.
+
+    Its recession cone says whether it is, and if not, it is solved.
+    """
     from scipy.optimize import linprog
 
     H, f, A, top, bottom, sense = problem

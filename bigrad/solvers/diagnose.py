@@ -1,6 +1,7 @@
 """Why an item has no solution: linear feasibility problems, solved by HiGHS, that tell the levels and the causes apart.
 
-Used only after a search has come back empty, so it may be slow. Every verdict here is a proof, up to HiGHS's tolerances.
+Used only after a search has come back empty, so it may be slow. Every verdict here is a proof, up to HiGHS's
+tolerances.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
-"""One piece of a bilevel quadratic program: every complementarity pair held on a given side, a quadratic program for DAQP.
+"""One piece of a bilevel quadratic program: every complementarity pair held on a given side, a quadratic program for
+DAQP.
 
-A pair is `tight` if its slack is held at zero (its multiplier is then >= 0), else its multiplier is held at zero (its slack >= 0).
-Two roads to the same answer. Where the follower's Hessian P is positive definite and the tight rows are independent, y and the
-multipliers are affine in x, and the piece is a program in x alone, a fraction of the size. Otherwise the
-whole vector (x, y, lam, nu) is kept; DAQP then adds proximal terms where the objective is flat, and lets them vanish.
+A pair is `tight` if its slack is held at zero (its multiplier is then >= 0), else its multiplier is held at zero (its
+slack >= 0). Two roads to the same answer. Where the follower's Hessian P is positive definite and the tight rows are
+independent, y and the multipliers are affine in x, and the piece is a program in x alone, a fraction of the size.
+Otherwise the whole vector (x, y, lam, nu) is kept; DAQP then adds proximal terms where the objective is flat, and lets
+them vanish.
 """
 
 from __future__ import annotations
@@ -28,7 +30,10 @@ class PieceSolver:
     batch: int
 
     def __call__(self, items: np.ndarray, tight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Solve the piece `tight[t]` of item `items[t]`: DAQP's flags (1: solved) and w (tasks, unknowns), NaN where unsolved."""
+        """Solve the piece `tight[t]` of item `items[t]`.
+
+        DAQP's flags (1: solved) and w (tasks, unknowns), NaN where unsolved.
+        """
         flags = np.zeros(len(items), int)
         w = np.full((len(items), self.sizes.blocks[-1].stop), np.nan)
         wide = ~self._definite[items]
@@ -42,7 +47,8 @@ class PieceSolver:
         return flags, w
 
     def relaxed(self, items: np.ndarray, tight: np.ndarray, loose: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The same with slacks zero on `tight` pairs, multipliers zero on `loose` ones, and both merely nonnegative on the rest.
+        """The same with slacks zero on `tight` pairs, multipliers zero on `loose` ones, and both merely nonnegative on
+        the rest.
 
         A program in the whole vector (x, y, lam, nu); a piece if every pair is one or the other.
         """
@@ -80,8 +86,8 @@ class PieceSolver:
     def _answer(self) -> tuple[np.ndarray, ...]:
         """The follower's answer, affine in x and in its multipliers, for all items: (base, lift, rows, P^-1).
 
-        With multipliers (nu, lam) = M [1; x], the vector (y, slacks of the follower's equalities, of the pairs, of the upper rows) is
-        (base + lift M) [1; x]. rows: the coefficients of y in those constraints.
+        With multipliers (nu, lam) = M [1; x], the vector (y, slacks of the follower's equalities, of the pairs, of the
+        upper rows) is (base + lift M) [1; x]. rows: the coefficients of y in those constraints.
         """
         d, s = self.data, self.sizes
         P = d.P if self._definite.all() else np.where(self._definite[:, None, None], d.P, np.eye(s.y))
@@ -140,7 +146,8 @@ class PieceSolver:
 def _solve_all(
     tasks: np.ndarray, shape: tuple[int, int, int], problem: Callable[[int], tuple[np.ndarray, ...]], sure: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Programs of `shape` (count, variables, bounds and rows): primal and dual solutions, NaN where unsolved, and flags.
+    """Programs of `shape` (count, variables, bounds and rows): primal and dual solutions, NaN where unsolved, and
+    flags.
 
     sure: tasks for which `unbounded` must be proven; for others it is only a hint.
     """

@@ -1,11 +1,11 @@
 """Pieces: local search over the sides of the complementarity pairs, many starts and a whole batch at once.
 
-With every pair on a given side, a bilevel quadratic program with a convex upper level is one convex quadratic program. At its solution, a
-pair with slack and multiplier both zero lies on two pieces, and the sign of its other multiplier says whether the
-objective falls on the far side. Crossing such kinks never loses ground, for the point itself lies on both sides, and a search visits no
-piece twice, so it ends; where no sign is wrong the point is strongly stationary, hence a local optimum. A program with few
-pieces is solved by all of them, and its optimum is then global.
-After the decomposition of Luo, Pang and Ralph, "Mathematical Programs with Equilibrium Constraints", 1996, chapter 6.
+With every pair on a given side, a bilevel quadratic program with a convex upper level is one convex quadratic program.
+At its solution, a pair with slack and multiplier both zero lies on two pieces, and the sign of its other multiplier
+says whether the objective falls on the far side. Crossing such kinks never loses ground, for the point itself lies on
+both sides, and a search visits no piece twice, so it ends; where no sign is wrong the point is strongly stationary,
+hence a local optimum. A program with few pieces is solved by all of them, and its optimum is then global. After the
+decomposition of Luo, Pang and Ralph, "Mathematical Programs with Equilibrium Constraints", 1996, chapter 6.
 """
 
 from __future__ import annotations
@@ -39,11 +39,12 @@ PROVEN = 1e-7
 class Pieces(AbstractSolver):
     """Solver for a lower QP or LP under a convex quadratic or linear upper level with linear constraints.
 
-    starts: local searches per item; the first starts from the high-point relaxation, the others from its random vertices. A warm-started
-    item has that one start alone, and is not branched on. nodes: relaxations per item that a branching search may then spend
-    to prove the optimum or find a better one; 0 for none. exhaustive: a program with at most this many pieces (2 to the number of
-    pairs) is solved by all of them instead, which proves its optimum. max_iterations: moves of one local search. time_limit: seconds
-    for the whole batch, or None. seed: of the random starts.
+    starts: local searches per item; the first starts from the high-point relaxation, the others from its random
+    vertices. A warm-started item has that one start alone, and is not branched on. nodes: relaxations per item that a
+    branching search may then spend to prove the optimum or find a better one; 0 for none. exhaustive: a program with at
+    most this many pieces (2 to the number of pairs) is solved by all of them instead, which proves its optimum.
+    max_iterations: moves of one local search. time_limit: seconds for the whole batch, or None. seed: of the random
+    starts.
     """
 
     starts: int = 8
@@ -67,7 +68,10 @@ class Pieces(AbstractSolver):
         if 2**pairs <= self.exhaustive:
             return self, f"All {2**pairs} pieces are solved, so the optimum is global."
         if self.nodes:
-            return self, f"A local search over pieces (starts: {self.starts}), then branching for a proof (nodes: at most {self.nodes})."
+            return (
+                self,
+                f"A local search over pieces (starts: {self.starts}), then branching for a proof (nodes: at most {self.nodes}).",
+            )
         return self, f"A local search over pieces (starts: {self.starts}); the best local optimum is returned."
 
     def solve(
@@ -128,7 +132,11 @@ class Pieces(AbstractSolver):
         rows = best[found]
         width, table = sizes.blocks[-1].stop, {}
         settled = settle(data.pick(found), sizes, search.w[rows], search.tight[rows], convex=True)
-        for name, blank in (("w", np.full((batch, width), np.nan)), ("free", np.zeros((batch, width), bool)), *_blanks(batch)):
+        for name, blank in (
+            ("w", np.full((batch, width), np.nan)),
+            ("free", np.zeros((batch, width), bool)),
+            *_blanks(batch),
+        ):
             table[name] = blank
             blank[found] = getattr(settled, name)
         tight = np.zeros((batch, sizes.pairs), bool)

@@ -11,17 +11,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from bigrad.parallel import single_blas
 from bigrad.program import Program
+from bigrad.programs.smooth import Smooth
+from bigrad.quadratic import Data, Sizes
 from bigrad.solution import Outcome, Point, Status
 from bigrad.solvers import uno
 from bigrad.solvers.active import TOUCH
 from bigrad.solvers.base import AbstractSolver, batch_size
 from bigrad.solvers.branch import branch
+from bigrad.solvers.scaling import Scaling
 from bigrad.solvers.search import Search
 from bigrad.solvers.stages import QuadraticSystem, Stages, State, System, answer
 from bigrad.solvers.verdict import Verdict, conclude, nonconvex
@@ -72,12 +75,21 @@ class Relaxation(AbstractSolver):
         batch = batch_size(theta)
         invalid = program.invalid(theta, batch)
         warm: list[Point | None] = [None] * batch if warm_start is None else list(warm_start)
-        verdicts = []
+        if program.quadratic is None:
+            return self._batch(program, _smooth(program.smooth, theta, invalid), warm)
+        sizes = program.quadratic.sizes
         with single_blas:
-            for i, system in _systems(program, theta, batch, invalid):
-                since = time.perf_counter()
-                verdict = self._item(program, system, warm[i]) if system else Verdict(Status.INVALID_INPUT)
-                verdicts.append(verdict._replace(seconds=time.perf_counter() - since))
+            data, scaling = Scaling.of(program.quadratic(tuple(np.where(np.isfinite(t), t, 0.0) for t in theta)), sizes)
+            units = scaling.factors[: sizes.x + sizes.y]
+            warm = [None if w is None else replace(w, z=w.z / units) for w in warm]
+            return scaling.undo(self._batch(program, _quadratic(data, sizes, invalid), warm))
+
+    def _batch(self, program: Program, systems: Iterator[System | None], warm: list[Point | None]) -> Outcome:
+        verdicts = []
+        for i, system in enumerate(systems):
+            since = time.perf_counter()
+            verdict = self._item(program, system, warm[i]) if system else Verdict(Status.INVALID_INPUT)
+            verdicts.append(verdict._replace(seconds=time.perf_counter() - since))
         return _outcome(program, verdicts)
 
     def _item(self, program: Program, system: System, warm: Point | None) -> Verdict:
@@ -169,7 +181,7 @@ class _Search:
         self.impossible = bool(proven and row < 0)
 
     def down_from(self, point: State) -> None:
-        """Search from the follower's answer to the leader's part of a point, or from the point if there is no answer."""
+        """Search from the follower's answer to the leader's part of a point; from the point if there is no answer."""
         stages = self.stages
         safe = stages.evaluable(point.X[: stages.n])
         v = answer(stages.system, safe)
@@ -244,21 +256,20 @@ def _near(values: np.ndarray) -> float:
     return TOUCH * (1 + abs(values).max(initial=0.0))
 
 
-def _systems(
-    program: Program, theta: tuple[np.ndarray, ...], batch: int, invalid: np.ndarray
-) -> Iterator[tuple[int, System | None]]:
-    """The program at each item's inputs, one after the other; None for an invalid item."""
-    if program.quadratic is not None:
-        data = program.quadratic(tuple(np.where(np.isfinite(t), t, 0.0) for t in theta))
-        for i in range(batch):
-            yield i, None if invalid[i] else QuadraticSystem(data.pick(i), program.quadratic.sizes)
-        return
-    for i in range(batch):
-        if invalid[i]:
-            yield i, None
-            continue
-        with program.smooth.at(tuple(t[i] if t.ndim > 1 else t for t in theta)) as system:
-            yield i, system
+def _quadratic(data: Data, sizes: Sizes, invalid: np.ndarray) -> Iterator[System | None]:
+    """Each item of a batch, one after the other; None for an invalid one."""
+    for i, bad in enumerate(invalid):
+        yield None if bad else QuadraticSystem(data.pick(i), sizes)
+
+
+def _smooth(smooth: Smooth, theta: tuple[np.ndarray, ...], invalid: np.ndarray) -> Iterator[System | None]:
+    """The same through the derivative engine, of which one item at a time is compiled."""
+    for i, bad in enumerate(invalid):
+        if bad:
+            yield None
+        else:
+            with smooth.at(tuple(t[i] if t.ndim > 1 else t for t in theta)) as system, single_blas:
+                yield system
 
 
 def _outcome(program: Program, verdicts: list[Verdict]) -> Outcome:

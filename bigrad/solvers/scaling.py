@@ -1,8 +1,8 @@
 """Units: a bilevel quadratic program rewritten so that its numbers are of order one, whatever units its author chose.
 
-x = X x~, y = Y y~, the lower objective divided by `lower`, the upper one by `upper`, every constraint by its own factor; all factors
-are powers of two, so nothing is rounded, and all are shared by the batch, so that blocks without a batch stay so.
-Ruiz, "A scaling algorithm to equilibrate both rows and columns norms in matrices", 2001.
+x = X x~, y = Y y~, the lower objective divided by `lower`, the upper one by `upper`, every constraint by its own
+factor; all factors are powers of two, so nothing is rounded, and all are shared by the batch, so that blocks without a
+batch stay so. Ruiz, "A scaling algorithm to equilibrate both rows and columns norms in matrices", 2001.
 """
 
 from __future__ import annotations

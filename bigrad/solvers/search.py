@@ -1,4 +1,7 @@
-"""Local searches over the sides of complementarity pairs, all items and starts of a batch in step; every piece is solved once."""
+"""Local searches over the sides of complementarity pairs, all items and starts of a batch in step.
+
+Every piece is solved once.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,9 @@ GAIN = 1e-9
 class Search:
     """A table of the pieces seen so far, one row each, and the row at which each search stands.
 
-    item, tight, w, flag, F: the table's columns: whose piece, its sides, its solution, DAQP's flag, the upper objective (inf if
-    unsolved). wrong: how strongly each biactive pair's other multiplier asks to cross to the other side, 0 where it does not.
+    item, tight, w, flag, F: the table's columns: whose piece, its sides, its solution, DAQP's flag, the upper objective
+    (inf if unsolved). wrong: how strongly each biactive pair's other multiplier asks to cross to the other side, 0
+    where it does not.
     """
 
     def __init__(self, data: Data, sizes: Sizes, batch: int):
@@ -53,7 +57,9 @@ class Search:
         x, y, lam, _, sigma, kappa, *_ = (w[:, s] for s in self.sizes.blocks)
         slack = data.b - mv(data.A, y) - mv(data.B, x)
         tau = mv(data.A, sigma)
-        ask = np.where(tight, np.where(lam <= near_zero(lam), -kappa, 0.0), np.where(slack <= near_zero(slack), -tau, 0.0))
+        ask = np.where(
+            tight, np.where(lam <= near_zero(lam), -kappa, 0.0), np.where(slack <= near_zero(slack), -tau, 0.0)
+        )
         columns = {
             "item": items,
             "tight": tight,
@@ -68,8 +74,9 @@ class Search:
     def descend(self, items: np.ndarray, tight: np.ndarray, rounds: int, limit: float) -> np.ndarray:
         """Move a search from each of these pieces until it is stationary; which items still have one on its way, bool.
 
-        A move crosses all kinks that ask for it; where that gains nothing, one kink after another, the worst first. No search visits a
-        piece twice, and none loses ground. Stops after `rounds` moves, or when time.perf_counter() passes `limit`.
+        A move crosses all kinks that ask for it; where that gains nothing, one kink after another, the worst first. No
+        search visits a piece twice, and none loses ground. Stops after `rounds` moves, or when time.perf_counter()
+        passes `limit`.
         """
         at, moving = np.full(len(items), -1), np.ones(len(items), bool)
         tries, proposal = np.zeros(len(items), int), tight.copy()

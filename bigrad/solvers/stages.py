@@ -40,14 +40,29 @@ class System(Protocol):
     jacobian_at: Places
     hessian_at: Places
 
-    def objective(self, v: np.ndarray) -> float: ...  # noqa: D102
-    def gradient(self, v: np.ndarray) -> np.ndarray: ...  # noqa: D102
-    def rows(self, v: np.ndarray) -> np.ndarray: ...  # noqa: D102
-    def jacobian(self, v: np.ndarray) -> np.ndarray: ...  # noqa: D102
-    def hessian(self, v: np.ndarray, factor: float, m: np.ndarray) -> np.ndarray: ...  # noqa: D102
-    def matrix(self, w: np.ndarray) -> np.ndarray: ...  # noqa: D102
-    def residual(self, w: np.ndarray) -> np.ndarray: ...  # noqa: D102
-    def follower(self, x: np.ndarray) -> Follower: ...  # noqa: D102
+    def objective(self, v: np.ndarray) -> float:
+        """F(v)."""
+
+    def gradient(self, v: np.ndarray) -> np.ndarray:
+        """Gradient of F."""
+
+    def rows(self, v: np.ndarray) -> np.ndarray:
+        """All rows r(v)."""
+
+    def jacobian(self, v: np.ndarray) -> np.ndarray:
+        """Entries of the Jacobian of r."""
+
+    def hessian(self, v: np.ndarray, factor: float, m: np.ndarray) -> np.ndarray:
+        """Entries of the lower triangle of the Hessian of factor F + m'r."""
+
+    def matrix(self, w: np.ndarray) -> np.ndarray:
+        """Second derivatives of L."""
+
+    def residual(self, w: np.ndarray) -> np.ndarray:
+        """Gradient of L."""
+
+    def follower(self, x: np.ndarray) -> Follower:
+        """The lower level at x."""
 
 
 class QuadraticSystem:

@@ -1,7 +1,8 @@
 """Where local searches begin: vertices of the high-point relaxation, and the follower's answer to the leader there.
 
-The high-point relaxation keeps every constraint of both levels and forgets that the follower optimises. Its optimum for the true
-objective bounds the bilevel optimum; its optima for random objectives are far apart, which is what several starts need.
+The high-point relaxation keeps every constraint of both levels and forgets that the follower optimises. Its optimum for
+the true objective bounds the bilevel optimum; its optima for random objectives are far apart, which is what several
+starts need.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ REACH = 1e-3
 
 
 def high_points(data: Data, sizes: Sizes, batch: int, starts: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Points z (batch, starts, size), the first for the true objective (which must be convex), and that objective's bound (batch,).
+    """Points z (batch, starts, size), the first for the true objective (which must be convex), and that objective's
+    bound (batch,).
 
-    A row is NaN where the relaxation has no such optimum; the bound is then -inf, or +inf where the relaxation is infeasible.
+    A row is NaN where the relaxation has no such optimum; the bound is then -inf, or +inf where the relaxation is
+    infeasible.
     """
     n = sizes.x + sizes.y
     lower = stack(stack(data.B.mT, data.A.mT).mT, stack(data.K.mT, data.H.mT).mT)
@@ -48,7 +51,10 @@ def high_points(data: Data, sizes: Sizes, batch: int, starts: int, seed: int) ->
 
 
 def answers(data: Data, sizes: Sizes, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The follower's tight pairs at leader decisions x (batch, starts, x): bool (batch, starts, pairs), and which are valid."""
+    """The follower's tight pairs at leader decisions x (batch, starts, x).
+
+    Bool (batch, starts, pairs), and which are valid.
+    """
     batch, starts = x.shape[:2]
     rows, P = _each(stack(data.A, data.H), batch), _each(data.P, batch)
     linear = mv(_each(data.C, batch)[:, None], x) + _each(data.p[..., None], batch).mT

@@ -2,8 +2,8 @@
 
     python tests/benchmarks/bench_layer.py
 
-10 leader and 20 follower variables, 30 constraints, batch 64, float64. The figure to meet: at most half of cvxpylayers' time,
-with a KKT residual of at most 1e-8.
+10 leader and 20 follower variables, 30 constraints, batch 64, float64. The figure to meet: at most half of cvxpylayers'
+time, with a KKT residual of at most 1e-8.
 """
 
 import cvxpy as cp
@@ -28,7 +28,10 @@ def main() -> None:
 
 
 def compare(matrix: bool) -> None:
-    """One variant: the linear terms z and w are batched and differentiated, and with `matrix` the constraint matrix A too."""
+    """One variant.
+
+    The linear terms z and w are batched and differentiated, and with `matrix` the constraint matrix A too.
+    """
     instance = Instance.random(LEADER, FOLLOWER, ROWS)
     x, y = cp.Variable(LEADER, name="x"), cp.Variable(FOLLOWER, name="y")
     z, w = cp.Parameter(FOLLOWER, name="z"), cp.Parameter(FOLLOWER, name="w")

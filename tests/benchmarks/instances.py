@@ -9,7 +9,10 @@ import numpy as np
 
 @dataclass(frozen=True, eq=False)
 class Instance:
-    """Numbers of one random program: min |y - z|^2 + 0.1 |x|^2 with |x_i| <= 2, y in argmin 1/2 y'Py + (Cx + w)'y, Ay + Bx <= b."""
+    """Numbers of one random program.
+
+    Min |y - z|^2 + 0.1 |x|^2 with |x_i| <= 2, y in argmin 1/2 y'Py + (Cx + w)'y, Ay + Bx <= b.
+    """
 
     P: np.ndarray
     C: np.ndarray
