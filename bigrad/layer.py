@@ -148,15 +148,14 @@ class Layer(nn.Module):
                 batch[i.name] = len(value)
             flat[k] = flatten(value.double(), len(i.shape))
         if len(set(batch.values())) > 1:
-            raise InputError(
-                f"The batch dimensions differ: {', '.join(f'{k}: {v}' for k, v in batch.items())}. Make them equal, or give one item without."
-            )
+            given = ", ".join(f"{name}: {size}" for name, size in batch.items())
+            raise InputError(f"The batch dimensions differ: {given}. Make them equal, or give one item without.")
         device = values[0].device if values else torch.device("cpu")
         flat |= {k: flatten(v, v.ndim).to(device) for k, v in self._fixed.items()}
         return tuple(flat[k] for k in range(len(self.program.inputs))), bool(batch)
 
 
-def _position(handle: Any, known: Sequence[Input] | Sequence[Unknown], kind: str) -> int:
+def _position(handle: Any, known: Sequence[Input | Unknown], kind: str) -> int:
     """Where the program keeps one of the user's own objects."""
     for k, entry in enumerate(known):
         if entry.handle is handle:

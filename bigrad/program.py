@@ -187,7 +187,7 @@ class Program:
                 )
         given = {}
         for i in self.inputs:
-            value = values[i.handle] if i.handle in values else i.handle.value
+            value = values.get(i.handle, i.handle.value)
             if value is None:
                 raise InputError(
                     f"solve(values): parameter '{i.name}' has no value; pass values={{{i.name}: …}} or set its .value."

@@ -16,6 +16,7 @@ or torch, each with or without a leading batch dimension.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -71,7 +72,7 @@ class Sizes(NamedTuple):
     def blocks(self) -> list[slice]:
         """Slices of w = (x, y, lam, nu, sigma, kappa, eta, gamma, eps)."""
         ends = np.cumsum([0, *self[:4], self.y, *self[2:]])
-        return [slice(int(a), int(b)) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+        return [slice(a, b) for a, b in pairwise(ends.tolist())]
 
 
 @dataclass(frozen=True, eq=False)

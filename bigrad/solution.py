@@ -116,7 +116,9 @@ class Outcome:
     def join(parts: Sequence[Outcome]) -> Outcome:
         """Outcomes of consecutive parts of a batch as one."""
         arrays = {f.name: [getattr(p, f.name) for p in parts] for f in fields(Outcome)}
-        joined = {k: np.concatenate(v) if isinstance(v[0], np.ndarray) else v[0] for k, v in arrays.items()}
+        joined: dict[str, Any] = {
+            k: np.concatenate(v) if isinstance(v[0], np.ndarray) else v[0] for k, v in arrays.items()
+        }
         return Outcome(**joined)
 
     @property

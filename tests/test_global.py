@@ -39,7 +39,6 @@ def random_program(seed, quadratic_lower, quadratic_upper):
 def best_of_all_pieces(program):
     """The optimum over all 2^pairs pieces, by solvers that bigrad does not use; None if every piece is infeasible."""
     data, sizes = program.quadratic(()), program.quadratic.sizes
-    x, y, lam, nu = (cp.Variable(k) if k else np.zeros(0) for k in sizes[:4])
     n = sizes.primal
     stationary = np.hstack([data.C, data.P, data.A.T, data.H.T])
     slack = np.hstack([data.B, data.A, np.zeros((sizes.pairs, n - sizes.x - sizes.y))])

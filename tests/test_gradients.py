@@ -164,7 +164,7 @@ def more():
     )
     yield "matrices", case(
         cp.sum_squares(X - np.eye(2)) + cp.sum(cp.multiply(W, cp.square(Y))) + cp.trace(T @ Y), cp.sum_squares(Y - X @
-        M.T - S), Y, [X[0, 1] + X[1, 0] == p["s"]], [Y @ T <= np.array([[0.2, 3.0], [3.0, 0.1]]), Y[0, 0] == Y[1, 2]],
+        M.T - S), Y, [X[0, 1] + X[1, 0] == p["s"]], [np.array([[0.2, 3.0], [3.0, 0.1]]) >= Y @ T, Y[0, 0] == Y[1, 2]],
         {S: rng.standard_normal((2, 3)), T: rng.standard_normal((3, 2)), W: rng.uniform(0.2, 1, (2, 3)), **values("s")},
     )  # fmt: skip
     yield "a follower who is a linear program", case(

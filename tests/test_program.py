@@ -52,7 +52,7 @@ REFUSED = {
     "parameter times leader": (lambda: declare(X2, cp.square(Y) + P * X * Y, [Y]), r"not DPP.*parameter 'p' by upper variable 'x'.*z == p \* x"),
     "parameter times leader in a row": (lambda: declare(X2, Y2, [Y], below=[Y <= P * X]), r"not DPP.*the constraint.*look at p \* x"),
     "a matrix parameter times the leader": (
-        lambda: declare(cp.sum_squares(VX), cp.sum_squares(VY), [VY], below=[VY <= cp.Parameter((2, 2), name="B") @ VX]),
+        lambda: declare(cp.sum_squares(VX), cp.sum_squares(VY), [VY], below=[cp.Parameter((2, 2), name="B") @ VX >= VY]),
         r"parameter 'B' by upper variable 'vx'.*z == B @ vx",
     ),
     "the leader squared": (lambda: declare(X2, cp.square(Y) + X2 * Y, [Y]), "not affine in upper variable 'x'.*an upper variable z"),

@@ -47,4 +47,4 @@ def attach(rule: AbstractGradient, program: Program, outcome: Outcome, z: Tensor
             wanted = ctx.needs_input_grad[1:]
             return (None, *rule.pull_back(program, outcome, ctx.saved_tensors, wanted, cotangent))
 
-    return Attached.apply(z, *theta)  # type: ignore[no-untyped-call,no-any-return]
+    return Attached.apply(z, *theta)

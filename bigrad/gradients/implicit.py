@@ -22,7 +22,7 @@ import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from bigrad.affine import mv
+from bigrad.affine import Array, mv
 from bigrad.gradients.base import AbstractGradient
 from bigrad.linear import solve_free
 from bigrad.parallel import single_blas, single_torch
@@ -62,7 +62,9 @@ class Implicit(AbstractGradient):
         if torch.is_grad_enabled():  # a second derivative is wanted: follow the solve itself
             matrix, rhs = kkt(maps(finite), maps.sizes, len(free))
             z = solve_free(matrix, free, rhs)[0][:, : cotangent.shape[1]]
-            grads = torch.autograd.grad(z, leaves, cotangent, create_graph=True, allow_unused=True)
+            grads: tuple[Tensor | None, ...] = torch.autograd.grad(
+                z, leaves, cotangent, create_graph=True, allow_unused=True
+            )
         else:
             adjoint = _adjoint(maps, finite, free, cotangent)
             w = torch.as_tensor(outcome.w, device=cotangent.device)
@@ -85,7 +87,8 @@ def _adjoint(maps: Maps, theta: tuple[Tensor, ...], free: Tensor, cotangent: Ten
 
     on_cpu = cotangent.device.type == "cpu"
     arrays = (*theta, free, torch.nn.functional.pad(cotangent, (0, free.shape[1] - cotangent.shape[1])))
-    *inputs, held, target = (a.detach().numpy() for a in arrays) if on_cpu else (a.detach() for a in arrays)
+    plain: list[Array] = [a.detach().numpy() if on_cpu else a.detach() for a in arrays]
+    *inputs, held, target = plain
     with single_blas:
         matrix, _ = kkt(maps(tuple(inputs)), maps.sizes, len(held))
         adjoint, singular = solve_free(matrix, held, target)

@@ -110,10 +110,9 @@ def _without_caps(level: Level, own: int) -> Level:
     auxiliaries, and is bounded once on one side, so the number of rows does not grow.
     """
     width, rows = level.size, level.b.shape[0]
-    loose = {k: abs(m) for k, m in level.A.terms.items()}
-    moving = sum((m.sum(1) for m in loose.values()), np.zeros(rows * width)).reshape(rows, width) > 0
+    moving = _touches(replace(level.A, base=0 * level.A.base))
     fixed = level.A.base.reshape(rows, width)
-    there = moving | (fixed != 0)
+    there = _touches(level.A)
     priced = _touches(level.P).any(0)[:width] | _touches(level.q)[:width] | _touches(level.T).any(0)
     alone = there[:, own:].sum(1) == 1
     up, down = (fixed > 0).sum(0), (fixed < 0).sum(0)
@@ -153,8 +152,8 @@ def _without_caps(level: Level, own: int) -> Level:
 
 def _touches(block: Affine) -> np.ndarray:
     """Entries of a block that are not identically zero, in its shape."""
-    moving = sum((abs(m).sum(1) for m in block.terms.values()), np.zeros(block.base.size))
-    return ((block.base != 0) | (moving > 0)).reshape(block.shape)
+    sizes = sum((abs(m).sum(1) for m in block.terms.values()), abs(block.base))
+    return np.reshape(sizes > 0, block.shape)
 
 
 def _split(tensor: sp.csc_array, program: ParamConeProg, position: dict[int, int]) -> Affine:

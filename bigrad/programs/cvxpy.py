@@ -35,7 +35,8 @@ def declare(upper: cp.Problem, lower: cp.Problem, responds: Sequence[cp.Variable
     source = _Source(upper, lower, roles)
     answer, stand_in = source.answer, source.stand_in
 
-    rows, shared = [], []
+    rows: list[cp.Constraint] = []
+    shared: list[cp.Constraint] = []
     for constraint in lower.constraints:
         follower = any(v.id in answer for v in constraint.variables())
         (rows if follower else shared).append(constraint)

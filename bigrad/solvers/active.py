@@ -127,7 +127,7 @@ def _kinks(
     weak = both & ((tau <= near_zero(tau)) | (kappa <= near_zero(kappa)))
     wrong = both & ((tau < -near_zero(tau)) | (kappa < -near_zero(kappa)))
     idle = (gap <= near_zero(gap)) & (gamma <= near_zero(gamma))
-    return both.sum(-1), weak.sum(-1) + idle.sum(-1), ~wrong.any(-1)
+    return both.sum(-1), weak.sum(-1) + idle.sum(-1), np.logical_not(wrong.any(-1))
 
 
 def _curved(matrix: np.ndarray, free: np.ndarray, sizes: Sizes) -> np.ndarray:

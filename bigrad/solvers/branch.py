@@ -54,7 +54,7 @@ def branch(search: Search, items: np.ndarray, nodes: int, limit: float) -> np.nd
         bar = np.append(search.F, np.inf)[search.best()][items]  # row -1, for none, is the infinity at the end
         goal = np.where(np.isfinite(bar), bar - GAIN * (1 + abs(np.nan_to_num(bar, posinf=0.0))), np.inf)
         clash = np.where(tight | loose, 0.0, np.fmax(np.minimum(lam, slack), 0.0))
-        split = open_ & ~(F >= goal) & ~whole
+        split = open_ & ~(goal <= F) & ~whole
         if not split.any():
             break
         items, tight, loose, clash = items[split], tight[split], loose[split], clash[split]

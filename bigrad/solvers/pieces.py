@@ -23,8 +23,8 @@ from bigrad.solution import Outcome, Point, Status
 from bigrad.solvers.active import settle
 from bigrad.solvers.base import AbstractSolver, batch_size
 from bigrad.solvers.branch import branch
-from bigrad.solvers.diagnose import diagnose
 from bigrad.solvers.convex import INFEASIBLE, UNBOUNDED
+from bigrad.solvers.diagnose import diagnose
 from bigrad.solvers.scaling import Scaling
 from bigrad.solvers.search import Search
 from bigrad.solvers.starts import answers, high_points
