@@ -6,6 +6,8 @@ from bigrad.affine import Array, mv, namespace
 
 SINGULAR = 1e-11
 """Eigenvalues below this fraction of the largest, units balanced, count as zero."""
+BLOCK = 16
+"""Items solved at a time: few enough for their matrices to stay in the cache."""
 
 
 def solve_free(matrix: Array, free: Array, rhs: Array) -> tuple[Array, Array]:
@@ -16,6 +18,10 @@ def solve_free(matrix: Array, free: Array, rhs: Array) -> tuple[Array, Array]:
     largest count in the batch, are factorised. Differentiable in matrix and rhs where these are torch tensors.
     """
     xp = namespace(matrix)
+    if len(free) > BLOCK:
+        blocks = [slice(i, i + BLOCK) for i in range(0, len(free), BLOCK)]
+        parts = [solve_free(matrix[i], free[i], rhs[i]) for i in blocks]
+        return xp.concatenate([u for u, _ in parts]), xp.concatenate([singular for _, singular in parts])
     size = int(free.sum(-1).max()) if len(free) else 0
     if not size:
         return xp.zeros_like(rhs), xp.zeros(len(rhs), dtype=bool, device=rhs.device)
@@ -23,7 +29,8 @@ def solve_free(matrix: Array, free: Array, rhs: Array) -> tuple[Array, Array]:
     item = xp.arange(len(free), device=order.device)[:, None]
     first = order[:, :size]
     live = free[item, first]
-    compact = matrix[item[:, :, None], first[:, :, None], first[:, None, :]]
+    at = (item[:, :, None] * free.shape[1] + first[:, :, None]) * free.shape[1] + first[:, None, :]
+    compact = matrix.reshape(-1)[at]
     eye = xp.eye(size, dtype=matrix.dtype, device=matrix.device)
     compact = xp.where(live[:, :, None] & live[:, None, :], compact, eye)
     units = _units(compact)
@@ -40,7 +47,7 @@ def _units(matrix: Array) -> Array:
     matrix = abs(getattr(matrix, "detach", lambda: matrix)())
     units = xp.ones_like(matrix[..., 0])
     for _ in range(3):
-        top = xp.amax(matrix * units[:, :, None] * units[:, None, :], -1)
+        top = xp.amax(matrix * units[:, None, :], -1) * units
         units = units / xp.where(top > 0, top, 1.0) ** 0.5
     return units
 

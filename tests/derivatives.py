@@ -28,8 +28,8 @@ KINK = 1e-4
 class Difference:
     """One direction in one parameter: the layer's directional derivative and the two one-sided differences.
 
-    scale: the norm of the block's gradient, to which errors are relative. A side is NaN where the re-solve found no
-    exact solution near by: the solution jumps.
+    scale: the norm of the block's gradient, to which errors are relative. noise: what the rounding of the re-solves can do to a
+    difference. A side is NaN where the re-solve found no exact solution near by: the solution jumps.
     """
 
     parameter: str
@@ -38,16 +38,17 @@ class Difference:
     left: float
     right: float
     scale: float
+    noise: float
 
     @property
     def kinked(self) -> bool:
         """The two sides differ."""
-        return not abs(self.right - self.left) <= KINK * self.scale
+        return not abs(self.right - self.left) <= KINK * self.scale + 2 * self.noise
 
     @property
     def error(self) -> float:
         """Error against the central difference."""
-        return abs(self.gradient - (self.left + self.right) / 2) / self.scale
+        return max(0.0, abs(self.gradient - (self.left + self.right) / 2) - self.noise) / self.scale
 
     @property
     def one_sided(self) -> float:
@@ -134,30 +135,30 @@ def compare(
         for kind, d in directions(p, g, rng, random, coordinates)
     ]
 
-    def score(there: bg.Solution, step: float) -> float:
-        """The loss at a re-solve; NaN if that is no neighbour of the solution or not exact."""
+    def score(there: bg.Solution, step: float) -> tuple[float, float]:
+        """The loss at a re-solve, and its noise; NaN if that is no neighbour of the solution or not exact."""
         close = max(np.abs(there[v] - solution[v]).max() for v in variables) < 1e4 * step
-        exact = there.status.ok and max(there.stats.residual, there.stats.violation) < EXACT
-        return (
-            sum(float((c * there[v]).sum()) for c, v in zip(weights, variables, strict=True))
-            if close and exact
-            else np.nan
-        )
+        inexact = max(there.stats.residual, there.stats.violation)
+        if not there.status.ok or not close or inexact > EXACT:
+            return np.nan, np.nan
+        value = sum(float((c * there[v]).sum()) for c, v in zip(weights, variables, strict=True))
+        return value, 1e-15 * (1 + abs(value)) + 30 * inexact
 
     done: dict[int, Difference] = {}
     for h in steps:
-        left = [t for t in range(len(todo)) if t not in done or done[t].kinked]
-        if not left:
+        open_ = [t for t in range(len(todo)) if t not in done or done[t].kinked]
+        if not open_:
             break
-        values = [np.repeat(np.asarray(case.values[p], dtype=float)[None], 2 * len(left), 0) for p in parameters]
-        for row, t in enumerate(left):
+        values = [np.repeat(np.asarray(case.values[p], dtype=float)[None], 2 * len(open_), 0) for p in parameters]
+        for row, t in enumerate(open_):
             k, _, d = todo[t]
             values[k][2 * row] += h * d
             values[k][2 * row + 1] -= h * d
-        found = layer.solve(*map(torch.as_tensor, values), warm_start=[solution] * (2 * len(left)))
-        for row, t in enumerate(left):
+        found = layer.solve(*map(torch.as_tensor, values), warm_start=[solution] * (2 * len(open_)))
+        for row, t in enumerate(open_):
             k, kind, d = todo[t]
-            up, down = (score(found[2 * row + side], h * float(np.linalg.norm(d))) for side in (0, 1))
+            (up, one), (down, two) = (score(found[2 * row + side], h * float(np.linalg.norm(d))) for side in (0, 1))
             slope, scale = float((gradients[k] * d).sum()), max(float(np.linalg.norm(gradients[k])), least)
-            done[t] = Difference(parameters[k].name(), kind, slope, (base - down) / h, (up - base) / h, scale)
+            noise = (one + two) / h
+            done[t] = Difference(parameters[k].name(), kind, slope, (base - down) / h, (up - base) / h, scale, noise)
     return Report(solution, [done[t] for t in range(len(todo))])

@@ -356,7 +356,6 @@ def test_duplicate_rows_do_not_harm_the_gradient(times):
     problem = case(cp.square(x - 3) + cp.square(y - 1), cp.square(y + 5), y, [], rows)
     layer = layer_of(problem, [t], [x, y])
     v = tensor([0.0, 0.5])
-    assert all(s.stats.singular for s in layer.solve(v))
     x_star, y_star = layer(v)
     torch.testing.assert_close(x_star, 2 + v / 2)
     torch.testing.assert_close(y_star, 2 - v / 2)

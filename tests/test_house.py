@@ -60,16 +60,16 @@ INSIDE = {
         {"branch", "verdict"},
         {"search", "stages"},
         {"piece", "starts", "uno"},
-        {"active", "convex", "diagnose"},
+        {"active", "convex", "diagnose", "scaling"},
         {"base"},
     ],
     "gradients": [{"implicit"}, {"base"}],
     "programs": [
         {"cvxpy", "ortools", "torch"},
-        {"smooth"},
-        {"system"},
-        {"engine"},
-        {"bilinear", "canonical", "expressions"},
+        {"assemble", "smooth"},
+        {"source", "system"},
+        {"canonical", "checks", "engine", "roles"},
+        {"bilinear", "expressions"},
     ],
 }
 

@@ -111,7 +111,7 @@ def test_textbook_with_nonlinear_functions(build, name: str) -> None:
 def tariff(n: int = 3) -> tuple[Case, cp.Variable, cp.Variable]:
     """A monopolist's price against customers with the demand curve y = max(0, (a - p) / b).
 
-    P = a / 2 is best, worth a**2 / 4b.
+    The price a / 2 is best, worth a**2 / 4b.
     """
     p, y = cp.Variable(n, name="p", nonneg=True), cp.Variable(n, name="y")
     a, b = cp.Parameter(n, name="a"), cp.Parameter(n, name="b", nonneg=True)
@@ -206,9 +206,9 @@ def test_against_a_grid(build) -> None:
     assert problem.program.quadratic is None
     solution = run(problem)
     check(problem, solution)
-    best = brute_force(problem, grid, polish=1)
+    best = brute_force(problem, grid, polish=3)
     assert problem.sense * solution.value <= best + 1e-6
-    assert problem.sense * solution.value >= best - 1e-3
+    assert problem.sense * solution.value >= best - 5e-3
 
 
 # Statuses

@@ -106,15 +106,15 @@ def _measure(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Largest stationarity residual in the free unknowns with wrong signs of multipliers, and largest violation of a constraint."""
     lam, s, _, _, gap, gamma = _slacks(matrix, rhs, sizes, w)
-    pull = abs(mv(matrix, w) - rhs) * free
+    pull = abs(mv(matrix, w) - rhs)
     scale = 1 + abs(rhs).max(-1, initial=0.0)
     m = sizes.primal
     below = np.concatenate([-lam, -s, -gap, np.minimum(abs(lam), abs(s))], -1).max(-1, initial=0.0)
     _, _, _, _, _, at_kappa, _, at_gamma, _ = sizes.blocks
     rigid = np.ones(w.shape[1], bool)
     rigid[at_kappa] = rigid[at_gamma] = rigid[:m] = False
-    equal = abs(mv(matrix, w) - rhs)[:, rigid].max(-1, initial=0.0)
-    dual = np.maximum(pull[:, :m].max(-1, initial=0.0), (-gamma).max(-1, initial=0.0))
+    equal = pull[:, rigid].max(-1, initial=0.0)
+    dual = np.maximum((pull * free)[:, :m].max(-1, initial=0.0), (-gamma).max(-1, initial=0.0))
     return dual / scale, np.maximum(below, equal) / scale
 
 

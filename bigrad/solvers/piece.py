@@ -17,7 +17,7 @@ from functools import cached_property
 import numpy as np
 
 from bigrad.affine import mv
-from bigrad.quadratic import Data, Sizes, beside, kkt, stack
+from bigrad.quadratic import Data, Sizes, kkt, stack
 from bigrad.solvers.convex import EQUALITY, INFINITY, UNBOUNDED, if_unbounded, quadratic_program
 
 
@@ -84,39 +84,43 @@ class PieceSolver:
 
     @cached_property
     def _answer(self) -> tuple[np.ndarray, ...]:
-        """The follower's answer, affine in x and in its multipliers, for all items: (base, lift, rows, P^-1).
+        """The follower's answer, affine in x and in its multipliers, for all items: (start, slope, lift, rows, P^-1).
 
-        With multipliers (nu, lam) = M [1; x], the vector (y, slacks of the follower's equalities, of the pairs, of the
-        upper rows) is (base + lift M) [1; x]. rows: the coefficients of y in those constraints.
+        With multipliers mu = (nu, lam), the vector (y, minus the slacks of its equalities and of the pairs) is start + slope x - lift mu.
+        rows: the coefficients of y in those constraints.
         """
-        d, s = self.data, self.sizes
-        P = d.P if self._definite.all() else np.where(self._definite[:, None, None], d.P, np.eye(s.y))
-        rows = stack(d.H, d.A, d.G[..., s.x :], d.E[..., s.x :])
-        slopes = stack(d.K, d.B, d.G[..., : s.x], d.E[..., : s.x])
-        limits = stack(*(v[..., None] for v in (d.h, d.b, d.g, d.e)))
+        d = self.data
+        P = d.P if self._definite.all() else np.where(self._definite[:, None, None], d.P, np.eye(self.sizes.y))
+        rows, slopes, limits = stack(d.H, d.A), stack(d.K, d.B), stack(d.h[..., None], d.b[..., None])
         inverse = np.linalg.inv(P)
-        unheld = -inverse @ beside(d.p[..., None], d.C)
-        given = inverse @ rows[..., : s.equalities + s.pairs, :].mT
-        return stack(unheld, beside(limits, -slopes) - rows @ unheld), stack(-given, rows @ given), rows, inverse
+        y, turn, lift = -inverse @ d.p[..., None], -inverse @ d.C, inverse @ rows.mT
+        return (
+            stack(y, rows @ y - limits)[..., 0],
+            stack(turn, rows @ turn + slopes),
+            stack(lift, rows @ lift),
+            rows,
+            inverse,
+        )
 
     def _reduced(self, items: np.ndarray, tight: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Pieces as programs in x: (done, flags, w). Those with dependent tight rows are left undone."""
         d, s, tasks = self.data.pick(items), self.sizes, len(items)
-        base, lift, rows, inverse_P = (m[items] if m.ndim > 2 else m for m in self._answer)
-        n, m, k, q = s.x, s.y, s.equalities, s.equalities + s.pairs
+        start, slope, lift, rows, inverse_P = (
+            m[items] if m.ndim > r else m for m, r in zip(self._answer, (1, 2, 2, 2, 2), strict=True)
+        )
+        leader, ends = stack(d.G, d.E), stack(d.g[..., None], d.e[..., None])[..., 0]
+        n, m, k, p = s.x, s.y, s.equalities, s.pairs
         held = np.concatenate([np.ones((tasks, k), bool), tight], -1)
-        inverse, done = _HeldInverse.of(lift[..., m : m + q, :], held)
-        multipliers = -(inverse @ np.broadcast_to(base[..., m : m + q, :], (tasks, q, 1 + n)))
-        lines = base + lift @ multipliers
-        path = np.concatenate([np.broadcast_to(np.eye(n, 1 + n, 1), (tasks, n, 1 + n)), lines[:, :m]], -2)
-        gaps = lines[:, m + k :]
-        np.copyto(gaps[:, : s.pairs], multipliers[:, k:], where=tight[..., None])
-        pull = d.Q @ path
-        hessian = path[..., 1:].mT @ pull[..., 1:]
-        linear = mv(path[..., 1:].mT, pull[..., 0] + d.c)
-        matrix, top = -gaps[..., 1:], gaps[..., 0].copy()
+        inverse, done = _HeldInverse.of(lift[..., m:, :], held)
+        base, change = (inverse @ start[..., m:, None])[..., 0], inverse @ slope[..., m:, :]
+        start, slope = start - mv(lift, base), slope - lift @ change
+        point = np.concatenate([np.zeros((tasks, n)), start[:, :m]], -1)
+        path = np.concatenate([np.broadcast_to(np.eye(n), (tasks, n, n)), slope[:, :m]], -2)
+        hessian, linear = path.mT @ (d.Q @ path), mv(path.mT, mv(d.Q, point) + d.c)
+        matrix = np.concatenate([np.where(tight[..., None], -change[:, k:], slope[:, m + k :]), leader @ path], -2)
+        top = np.concatenate([np.where(tight, base[:, k:], -start[:, m + k :]), ends - mv(leader, point)], -1)
         sense = np.zeros(top.shape, np.int32)
-        sense[:, s.pairs + s.upper :] = EQUALITY
+        sense[:, p + s.upper :] = EQUALITY
         bottom = np.where(sense == EQUALITY, top, -INFINITY)
         x, dual, flags = _solve_all(
             np.flatnonzero(done),
@@ -124,16 +128,19 @@ class PieceSolver:
             lambda t: (hessian[t], linear[t], matrix[t], top[t], bottom[t], sense[t]),
             done,
         )
-        z, lam = (a[..., 0] + mv(a[..., 1:], x) for a in (path, multipliers))
-        price = np.concatenate([np.zeros((tasks, k)), dual], -1)
-        wanted = np.where(held, price[:, :q], 0.0)
-        price[:, :q] -= wanted
-        sigma = -mv(inverse_P, (mv(d.Q, z) + d.c)[:, n:] + mv(rows.mT, price))
-        kappa = (inverse @ (mv(rows[..., :q, :], sigma) - wanted)[..., None])[..., 0]
-        sigma += mv(lift[..., :m, :], kappa)
-        kappa += price[:, :q]
-        parts = z, lam[:, k:], lam[:, :k], sigma, kappa[:, k:], kappa[:, :k], dual[:, s.pairs :]
-        return done, flags, np.concatenate(parts, -1)
+        z, mu = point + mv(path, x), base + mv(change, x)
+        price = np.concatenate([np.zeros((tasks, k)), dual[:, :p]], -1)
+        loose, wanted = np.where(held, 0.0, price), np.where(held, price, 0.0)
+        pull = (mv(d.Q, z) + d.c + mv(leader.mT, dual[:, p:]))[:, n:]
+        sigma = -mv(inverse_P, pull + mv(rows.mT, loose))
+        kappa = (inverse @ (mv(rows, sigma) - wanted)[..., None])[..., 0]
+        sigma -= mv(lift[..., :m, :], kappa)
+        kappa += loose
+        return (
+            done,
+            flags,
+            np.concatenate([z, mu[:, k:], mu[:, :k], sigma, kappa[:, k:], kappa[:, :k], dual[:, p:]], -1),
+        )
 
     @cached_property
     def _program(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -165,32 +172,40 @@ def _solve_all(
 
 @dataclass(frozen=True, eq=False)
 class _HeldInverse:
-    """Inverses of S[held, held], kept compact: an operator on (tasks, rows, k), zero on rows not held."""
+    """Inverses of S[held, held], kept compact: an operator on (tasks, rows, k) or on (rows, k), zero on rows not held."""
 
     item: np.ndarray
     order: np.ndarray
-    live: np.ndarray
     inverse: np.ndarray
 
     @staticmethod
     def of(S: np.ndarray, held: np.ndarray) -> tuple[_HeldInverse, np.ndarray]:
         """The operator, and which tasks have an inverse that can be trusted."""
-        size = int(held.sum(-1).max(initial=0))
+        tasks, count = len(held), held.sum(-1)
+        size = int(count.max(initial=0))
         order = np.argsort(~held, axis=-1, kind="stable")[:, :size]
-        item = np.arange(len(held))[:, None]
-        live = held[item, order]
-        compact = (S[order] if S.ndim == 2 else S[item, order]).mT[item, order]
-        compact = np.where(live[:, :, None] & live[:, None, :], compact, np.eye(size))
-        good = np.ones(len(held), bool)
-        try:
-            inverse = np.linalg.inv(compact)
-        except np.linalg.LinAlgError:
-            good = np.linalg.slogdet(compact)[0] != 0
-            inverse = np.linalg.inv(np.where(good[:, None, None], compact, np.eye(size)))
-        good &= abs(inverse).max((-1, -2), initial=0.0) * abs(compact).max((-1, -2), initial=0.0) < 1e9
-        return _HeldInverse(item, order, live, inverse), good
+        inverse, good = np.zeros((tasks, size, size)), np.ones(tasks, bool)
+        for k in np.unique(count[count > 0]).tolist():
+            same = np.flatnonzero(count == k)
+            first = order[same, :k]
+            block = (S[first] if S.ndim == 2 else S[same[:, None], first]).mT[np.arange(len(same))[:, None], first]
+            inverse[same, :k, :k], good[same] = _inverse(block)
+        return _HeldInverse(np.arange(tasks)[:, None], order, inverse), good
 
     def __matmul__(self, right: np.ndarray) -> np.ndarray:
-        out = np.zeros_like(right)
-        out[self.item, self.order] = self.inverse @ np.where(self.live[..., None], right[self.item, self.order], 0.0)
+        out = np.zeros((*self.item.shape[:1], *right.shape[-2:]))
+        out[self.item, self.order] = self.inverse @ (
+            right[self.item, self.order] if right.ndim > 2 else right[self.order]
+        )
         return out
+
+
+def _inverse(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Inverses of a batch of matrices, and which of them can be trusted."""
+    good = np.ones(len(matrix), bool)
+    try:
+        inverse = np.linalg.inv(matrix)
+    except np.linalg.LinAlgError:
+        good = np.linalg.slogdet(matrix)[0] != 0
+        inverse = np.linalg.inv(np.where(good[:, None, None], matrix, np.eye(matrix.shape[-1])))
+    return inverse, good & (abs(inverse).max((-1, -2)) * abs(matrix).max((-1, -2)) < 1e9)

@@ -51,7 +51,7 @@ class Relaxation(AbstractSolver):
     """
 
     starts: int = 8
-    steps: tuple[float, ...] = (1e-1, 1e-3)
+    steps: tuple[float, ...] = (1.0, 1e-2)
     max_iterations: int = 300
     time_limit: float | None = None
     seed: int = 0

@@ -26,8 +26,9 @@ def high_points(data: Data, sizes: Sizes, batch: int, starts: int, seed: int) ->
     """
     n = sizes.x + sizes.y
     lower = stack(stack(data.B.mT, data.A.mT).mT, stack(data.K.mT, data.H.mT).mT)
-    rows = _each(stack(lower, stack(data.G, data.E)), batch)
-    top = np.concatenate([_each(v[..., None], batch)[..., 0] for v in (data.b, data.h, data.g, data.e)], 1)
+    rows, limits = stack(lower, stack(data.G, data.E)), (data.b, data.h, data.g, data.e)
+    alike = rows.ndim == 2 and all(v.ndim == 1 for v in limits)
+    rows, top = _each(rows, batch), np.concatenate([_each(v[..., None], batch)[..., 0] for v in limits], 1)
     sense = np.zeros(top.shape[1], np.int32)
     sense[sizes.pairs : sizes.pairs + sizes.equalities] = EQUALITY
     sense[top.shape[1] - sizes.upper_equalities :] = EQUALITY
@@ -42,6 +43,9 @@ def high_points(data: Data, sizes: Sizes, batch: int, starts: int, seed: int) ->
             z[i, 0], bound[i] = point, F + c0[i]
         elif flag == INFEASIBLE:
             bound[i] = np.inf
+            continue
+        if i and alike:
+            z[i, 1:] = z[0, 1:]
             continue
         for k in range(1, starts):
             point, _, flag, _ = quadratic_program(flat, pulls[k], rows[i], top[i], bottom[i], sense)

@@ -1,0 +1,82 @@
+"""Whether each level keeps the rules: a convex lower level, both affine in their parameters (DPP). Refusals name the culprit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import cvxpy as cp
+from cvxpy.utilities import scopes
+
+from bigrad.programs import expressions
+from bigrad.solution import DeclarationError
+
+SPLIT = "Make a product or function of parameters one parameter, or give one factor of a product a variable of its own (t == factor)"
+
+
+def check_lower(problem: cp.Problem, leader: Mapping[int, cp.Variable]) -> None:
+    """The lower problem, leader variables as parameters, must be convex, and affine in all parameters (DPP)."""
+    pieces = [("objective", problem.objective), *(("constraint", c) for c in problem.constraints)]
+    for what, piece in pieces:
+        if not piece.is_dcp():
+            culprit = _smallest(piece, lambda e: e.is_convex() or e.is_concave())
+            raise DeclarationError(
+                f"The lower problem is not convex in the follower's variables: the {what} {_named(piece)} breaks CVXPY's DCP rules"
+                f" at {_named(culprit)}. Only a convex lower level is decided by its optimality conditions."
+            )
+    with scopes.dpp_scope(), scopes.quad_form_dpp_scope():
+        for what, piece in pieces:
+            if not piece.is_dcp():
+                culprit = _smallest(piece, lambda e: e.is_convex() or e.is_concave())
+                culprit = next((a for a in culprit.args if a.parameters() and not a.variables() and a.args), culprit)
+                text, names = _named(culprit), [p.name() for p in culprit.parameters() if p.id not in leader]
+                xs = [leader[p.id].name() for p in culprit.parameters() if p.id in leader]
+                why = "it is not affine in the parameters"
+                if names and xs:
+                    why = f"it multiplies parameter '{names[0]}' by upper variable '{xs[0]}', which is a parameter to the follower"
+                elif xs:
+                    why = f"it is not affine in upper variable '{xs[0]}', which is a parameter to the follower"
+                advice = (
+                    f"Introduce an upper variable z with the upper constraint z == {text} and use z" if xs else SPLIT
+                )
+                raise DeclarationError(
+                    f"The lower problem is not DPP in the upper variables and parameters: in the {what} {_named(piece)}, look at {text}: "
+                    f"{why}. {advice}."
+                )
+
+
+def _smallest(piece: Any, fine: Any) -> Any:
+    """The first deepest subexpression that breaks the rule while its arguments keep it."""
+    for arg in piece.args:
+        if not (fine(arg) and _all_fine(arg, fine)):
+            return _smallest(arg, fine)
+    return piece
+
+
+def _all_fine(expression: Any, fine: Any) -> bool:
+    return all(fine(arg) and _all_fine(arg, fine) for arg in expression.args)
+
+
+def _named(expression: Any) -> str:
+    text = str(expression.expr if isinstance(expression, cp.Minimize | cp.Maximize) else expression)
+    return text if len(text) < 200 else text[:200] + "…"
+
+
+def check_upper(objective: cp.Expression, above: list[cp.Constraint], convex: bool) -> None:
+    """The upper level must be affine in its parameters (DPP).
+
+    Curvature is not asked of an objective that is not convex.
+    """
+    for what, piece in [("objective", objective), *(("constraint", c) for c in above)]:
+        culprit = next((found for arg in _roots(piece) if (found := expressions.beyond_affine(arg)) is not None), None)
+        with scopes.dpp_scope(), scopes.quad_form_dpp_scope():
+            if culprit is None and (convex or piece is not objective) and not piece.is_dcp():
+                culprit = _smallest(piece, lambda e: e.is_convex() or e.is_concave())
+        if culprit is not None:
+            raise DeclarationError(
+                f"The upper {what} {_named(piece)} is not DPP at {_named(culprit)}: it is not affine in the parameters. {SPLIT}."
+            )
+
+
+def _roots(piece: Any) -> list[cp.Expression]:
+    return [piece] if isinstance(piece, cp.Expression) else piece.args

@@ -1,0 +1,107 @@
+"""Who chooses which variable, what a declaration may hold, and the bounds that variables declare."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cvxpy as cp
+import numpy as np
+
+from bigrad.solution import DeclarationError
+
+SIGNS = {"nonneg": 1, "pos": 1, "nonpos": -1, "neg": -1}
+
+
+@dataclass(frozen=True, eq=False)
+class Roles:
+    """The leader's variables, the follower's, and the parameters of both levels, each in the order of appearance."""
+
+    leader: tuple[cp.Variable, ...]
+    follower: tuple[cp.Variable, ...]
+    parameters: tuple[cp.Parameter, ...]
+
+
+def sort_roles(upper: cp.Problem, lower: cp.Problem, responds: Sequence[cp.Variable]) -> Roles:
+    """Who chooses what, or a DeclarationError that says why the declaration cannot be meant."""
+    names = f"bilevel(…, responds=[{', '.join(str(v) for v in responds)}])"
+    ours, above, below = {v.id for v in responds}, {v.id for v in upper.variables()}, {v.id for v in lower.variables()}
+    if not ours:
+        raise DeclarationError(
+            "bilevel(…, responds=[]): name the variables that the follower chooses; without one there is no lower level."
+        )
+    for v in responds:
+        if v.id not in below:
+            raise DeclarationError(
+                f"{names}: '{v.name()}' does not appear in the lower problem, so it cannot respond; remove it from responds."
+            )
+    for v in lower.variables():
+        if v.id not in ours and v.id not in above:
+            raise DeclarationError(
+                f"{names}: variable '{v.name()}' appears in the lower problem only, so it must respond too; add it to responds."
+            )
+    leader = [v for v in upper.variables() if v.id not in ours]
+    for v in (*leader, *responds):
+        who = "leader" if v.id not in ours else "follower"
+        _check_leaf(v, f"{who} variable '{v.name()}'")
+        if v.attributes["boolean"] or v.attributes["integer"]:
+            raise DeclarationError(
+                f"{who} variable '{v.name()}' is integer; the optimality conditions of the lower level need continuous variables at both "
+                "levels. Relax it to bounds=[0, 1], or fix it as a Parameter and compare the solutions."
+            )
+    parameters = list({p.id: p for p in (*upper.parameters(), *lower.parameters())}.values())
+    seen: dict[str, cp.Parameter] = {}
+    for p in parameters:
+        _check_leaf(p, f"parameter '{p.name()}'")
+        if p.name() in seen:
+            raise DeclarationError(
+                f"Two different parameters have the name '{p.name()}'; rename one, or use the same object at both levels."
+            )
+        seen[p.name()] = p
+    return Roles(tuple(leader), tuple(dict.fromkeys(responds)), tuple(parameters))
+
+
+def _check_leaf(leaf: Any, what: str) -> None:
+    if leaf.is_complex():
+        raise DeclarationError(f"{what} is complex; write its real and imaginary parts as two real ones.")
+    if leaf.size == 0:
+        raise DeclarationError(f"{what} has shape {leaf.shape}, with no entries; remove it.")
+    kinds = (
+        ("symmetric", "diag", "PSD", "NSD", "hermitian", "imag", "sparsity")
+        if isinstance(leaf, cp.Variable)
+        else ("diag", "sparsity", "hermitian", "imag")
+    )
+    for kind in kinds:
+        if leaf.attributes.get(kind):
+            raise DeclarationError(
+                f"{what} has the attribute {kind}, which is not supported here; state it by constraints on a plain one."
+            )
+
+
+def declared_sign(leaf: Any) -> int:
+    """The sign that a variable or parameter declares: +1, -1, or 0 for none."""
+    return next((s for kind, s in SIGNS.items() if leaf.attributes.get(kind)), 0)
+
+
+def declared_bounds(variables: Sequence[cp.Variable], plain: Mapping[int, cp.Variable]) -> list[cp.Constraint]:
+    """Signs and bounds declared on variables, as constraints on their plain copies."""
+    rows: list[cp.Constraint] = []
+    for v in variables:
+        copy, sign = plain[id(v)], declared_sign(v)
+        if sign:
+            rows.append(sign * copy >= 0)
+        for bound, side in zip(v.attributes.get("bounds") or (None, None), (1, -1), strict=True):
+            if bound is None:
+                continue
+            limit = (
+                bound if isinstance(bound, cp.Expression) else np.broadcast_to(np.asarray(bound, dtype=float), v.shape)
+            )
+            if isinstance(limit, cp.Expression):
+                rows.append(side * (copy - limit) >= 0)
+            elif v.ndim == 0 and np.isfinite(limit):
+                rows.append(side * (copy - float(limit)) >= 0)
+            elif v.ndim and np.isfinite(limit).any():
+                at = np.flatnonzero(np.isfinite(limit).ravel(order="F"))
+                rows.append(side * (cp.vec(copy, order="F")[at] - limit.ravel(order="F")[at]) >= 0)
+    return rows
