@@ -16,10 +16,9 @@ or torch, each with or without a leading batch dimension.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from itertools import pairwise
+from functools import cache
+from itertools import accumulate, pairwise
 from typing import NamedTuple
-
-import numpy as np
 
 from bigrad.affine import Affine, Array, dot, mv, namespace
 
@@ -69,10 +68,15 @@ class Sizes(NamedTuple):
         return sum(self[:4])
 
     @property
-    def blocks(self) -> list[slice]:
+    def blocks(self) -> tuple[slice, ...]:
         """Slices of w = (x, y, lam, nu, sigma, kappa, eta, gamma, eps)."""
-        ends = np.cumsum([0, *self[:4], self.y, *self[2:]])
-        return [slice(a, b) for a, b in pairwise(ends.tolist())]
+        return _blocks(self)
+
+
+@cache
+def _blocks(sizes: Sizes) -> tuple[slice, ...]:
+    ends = accumulate([*sizes[:4], sizes.y, *sizes[2:]], initial=0)
+    return tuple(slice(a, b) for a, b in pairwise(ends))
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,9 +143,11 @@ def _collapse(P: Array, q: Array, d: Array, T: Array, m: Array) -> tuple[Array, 
 
 def stack(*blocks: Array) -> Array:
     """The blocks' rows one above the other, with or without a batch."""
-    xp = namespace(blocks[0])
-    lead = xp.broadcast_shapes(*(m.shape[:-2] for m in blocks))
-    return xp.concatenate([xp.broadcast_to(m, (*lead, *m.shape[-2:])) for m in blocks], -2)
+    xp, leads = namespace(blocks[0]), {m.shape[:-2] for m in blocks}
+    if len(leads) > 1:
+        lead = xp.broadcast_shapes(*leads)
+        return xp.concatenate([xp.broadcast_to(m, (*lead, *m.shape[-2:])) for m in blocks], -2)
+    return xp.concatenate(blocks, -2)
 
 
 def beside(*blocks: Array) -> Array:

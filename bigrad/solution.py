@@ -90,7 +90,8 @@ class Outcome:
 
     z: (batch, size) values of x then y. w: all unknowns and multipliers of the program's reformulation, in the order of
     the form that was solved (`smooth` or quadratic); free: which of them were not held at zero. tight: (batch, pairs),
-    the side of each pair. value and bound: upper objective, minimised. The other arrays are the fields of Stats.
+    the side of each pair. value and bound: upper objective, minimised. The other arrays are the fields of Stats. units:
+    (unknowns,), factors of w in which the program's numbers are of order one, None if the solver knows none.
     """
 
     solver: str
@@ -111,6 +112,7 @@ class Outcome:
     strongly_stationary: np.ndarray
     singular: np.ndarray
     seconds: np.ndarray
+    units: np.ndarray | None = None
 
     @staticmethod
     def join(parts: Sequence[Outcome]) -> Outcome:

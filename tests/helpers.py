@@ -243,7 +243,8 @@ def random_quadratic(shape: tuple[int, int, int], seed: int, *, linked: bool | N
     x0, y0 = rng.standard_normal(n), rng.standard_normal(m)
     d: dict[str, np.ndarray] = {
         "P": psd(rng, m, 0.2), "L": rng.standard_normal((squares, m)) / 2, "r": rng.standard_normal(squares),
-        "C": rng.standard_normal((m, n)) / 2, "w": rng.standard_normal(m), "A": rng.standard_normal((k, m)), "B": rng.standard_normal((k, n)) / 2,
+        "C": rng.standard_normal((m, n)) / 2, "w": rng.standard_normal(m), "A": rng.standard_normal((k, m)),
+        "B": rng.standard_normal((k, n)) / 2,
         "H": rng.standard_normal((e, m)), "Q": psd(rng, n, 0.2), "weight": rng.uniform(0.2, 2, m),
         "target": 2 * rng.standard_normal(m), "c": rng.standard_normal(n), "T": rng.standard_normal((2, m)) / 2,
         "G": rng.standard_normal((rows, n)), "J": rng.standard_normal((rows, m)) / 3, "E": rng.standard_normal((e, n)),

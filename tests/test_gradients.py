@@ -524,6 +524,47 @@ def test_a_second_derivative_of_a_smooth_program_is_an_error_not_a_zero():
     assert torch.autograd.grad(x_star, v)[0].item() == pytest.approx(1 / (np.exp(x_star.item()) + 2), rel=1e-5)
 
 
+def in_units(unit, upper, lower, rows, seed):
+    """One program with parameters in other units of its variables, its objectives and its follower's rows."""
+    rng = np.random.default_rng(seed)
+    values = {"A": rng.standard_normal((4, 3)), "b": rng.uniform(0.3, 1, 4), "c": rng.standard_normal(2)}
+    values |= {"t": 2 * rng.standard_normal(3), "w": rng.standard_normal(3)}
+    p = {k: cp.Parameter(v.shape, name=k) for k, v in values.items()}
+    B, M = rng.standard_normal((4, 2)) / 2, rng.standard_normal((3, 2))
+    x, y = cp.Variable(2, name="x"), cp.Variable(3, name="y")
+    u, v = x / unit, y / unit
+    problem = case(
+        upper * (cp.sum_squares(u - p["c"]) + cp.sum_squares(v - p["t"])),
+        lower * (cp.sum_squares(v - M @ u) + p["w"] @ v),
+        y,
+        [cp.sum(u) <= 2, u >= -2, u <= 2],
+        [rows * (p["A"] @ v + B @ u) <= rows * p["b"]],
+    )
+    layer = layer_of(problem, list(p.values()), [x, y])
+    inputs = [tensor(v) for v in values.values()]
+    x_star, y_star = layer(*inputs)
+    loss = (x_star / unit).sum() + (y_star / unit) @ torch.arange(1.0, 4.0, dtype=DOUBLE)
+    plain = torch.autograd.grad(loss, inputs, retain_graph=True)
+    return loss.item(), plain, torch.autograd.grad(loss, inputs, create_graph=True)
+
+
+@pytest.mark.parametrize("seed", [0, 2])
+@pytest.mark.parametrize(
+    "units",
+    [
+        (1, 1e4, 1e-4, 1e4), (1e4, 1e-4, 1, 1e4), (1e4, 1e4, 1e-4, 1), (1e-4, 1e-4, 1e4, 1e-4), (1e-4, 1e4, 1e4, 1),
+        (1, 1e-4, 1e4, 1e-4), (1e4, 1, 1, 1), (1, 1, 1e4, 1), (1, 1, 1, 1e-4),
+    ],
+)  # fmt: skip
+def test_units_do_not_matter_to_gradients(units, seed):
+    value, *roads = in_units(1, 1, 1, 1, seed)
+    other, *found = in_units(*units, seed)
+    assert other == pytest.approx(value, rel=1e-7)
+    for expected, grads in zip(roads, found, strict=True):
+        for g, h in zip(expected, grads, strict=True):
+            torch.testing.assert_close(h, g, rtol=1e-6, atol=1e-7)
+
+
 @pytest.mark.parametrize("order", [1, 2])
 def test_repeated_backward_gives_the_same(order):
     problem, values, x, y = curved()

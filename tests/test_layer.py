@@ -181,7 +181,7 @@ def test_wrong_arguments_are_named(change, words):
 
 
 def test_wrong_layers_are_refused_when_they_are_made():
-    program, (x, y) = PROBLEM.program, (PROBLEM.leader[0], PROBLEM.responds[0])
+    program, (x, _y) = PROBLEM.program, (PROBLEM.leader[0], PROBLEM.responds[0])
     S, a, s = (i.handle for i in sorted(program.inputs, key=lambda i: "Sas".index(i.name)))
     for arguments, words in [
         (([S, a, s, cp.Parameter(name="t")], [x]), "'?t'? is not a parameter of this program, which has: .*S"),

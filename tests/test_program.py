@@ -37,8 +37,14 @@ REFUSED = {
     "responses that are no list": (lambda: bg.bilevel(cp.Problem(cp.Minimize(X2)), cp.Problem(cp.Minimize(Y2)), None), "give the list"),
     "a response that is an expression": (lambda: declare(X2, Y2, [Y + 1]), "is not a cvxpy.Variable"),
     "a response that is a parameter": (lambda: declare(X2 + P, Y2 + P * Y, [P]), "is not a cvxpy.Variable"),
-    "a response by name": (lambda: bg.bilevel(cp.Problem(cp.Minimize(X2)), cp.Problem(cp.Minimize(Y2)), "y"), "is not a cvxpy.Variable"),
-    "an objective instead of a problem": (lambda: bg.bilevel(cp.Minimize(X2), cp.Problem(cp.Minimize(Y2)), [Y]), "upper is a Minimize; give a cvxpy.Problem"),
+    "a response by name": (
+        lambda: bg.bilevel(cp.Problem(cp.Minimize(X2)), cp.Problem(cp.Minimize(Y2)), "y"),
+        "is not a cvxpy.Variable",
+    ),
+    "an objective instead of a problem": (
+        lambda: bg.bilevel(cp.Minimize(X2), cp.Problem(cp.Minimize(Y2)), [Y]),
+        "upper is a Minimize; give a cvxpy.Problem",
+    ),
     "a lower list": (lambda: bg.bilevel(cp.Problem(cp.Minimize(X2)), [Y >= 0], [Y]), "lower is a list; give a cvxpy.Problem"),
     "a concave lower objective": (lambda: declare(X2, -Y2, [Y]), "not convex in the follower's variables.*Only a convex lower level"),
     "a convex lower objective, maximised": (lambda: declare(X2, cp.Maximize(Y2), [Y]), "not convex in the follower's variables"),
@@ -49,7 +55,10 @@ REFUSED = {
     "a quadratic lower constraint": (lambda: declare(X2, Y2, [Y], below=[cp.square(Y) <= 1]), "needs the cones SOC.*linear equalities"),
     "an exponential follower": (lambda: declare(X2, cp.exp(Y - X), [Y]), "needs the cones ExpCone"),
     "a semidefinite follower": (lambda: declare(X2, cp.trace(SYMMETRIC), [SYMMETRIC]), "attribute symmetric"),
-    "parameter times leader": (lambda: declare(X2, cp.square(Y) + P * X * Y, [Y]), r"not DPP.*parameter 'p' by upper variable 'x'.*z == p \* x"),
+    "parameter times leader": (
+        lambda: declare(X2, cp.square(Y) + P * X * Y, [Y]),
+        r"not DPP.*parameter 'p' by upper variable 'x'.*z == p \* x",
+    ),
     "parameter times leader in a row": (lambda: declare(X2, Y2, [Y], below=[Y <= P * X]), r"not DPP.*the constraint.*look at p \* x"),
     "a matrix parameter times the leader": (
         lambda: declare(cp.sum_squares(VX), cp.sum_squares(VY), [VY], below=[cp.Parameter((2, 2), name="B") @ VX >= VY]),
@@ -71,10 +80,16 @@ REFUSED = {
     "a boolean follower": (lambda: declare(X2, cp.square(BOOLEAN - X), [BOOLEAN]), "follower variable 'k' is integer"),
     "an integer leader": (lambda: declare(INTEGER, cp.square(Y - INTEGER), [Y]), "leader variable 'k' is integer"),
     "a complex follower": (lambda: declare(X2, cp.square(cp.real(COMPLEX) - X), [COMPLEX]), "variable 'k' is complex"),
-    "a complex parameter": (lambda: declare(X2, cp.square(Y - cp.real(cp.Parameter(name="w", complex=True))), [Y]), "parameter 'w' is complex"),
+    "a complex parameter": (
+        lambda: declare(X2, cp.square(Y - cp.real(cp.Parameter(name="w", complex=True))), [Y]),
+        "parameter 'w' is complex",
+    ),
     "a variable without entries": (lambda: declare(X2, Y2 + cp.sum(EMPTY), [Y, EMPTY]), r"shape \(0,\), with no entries"),
     "a PSD variable": (lambda: declare(X2, cp.sum_squares(PSD - X), [PSD]), "attribute PSD.*not supported"),
-    "two parameters of one name": (lambda: declare(X2 + P * X, Y2 + cp.Parameter(name="p") * Y, [Y]), "Two different parameters have the name 'p'"),
+    "two parameters of one name": (
+        lambda: declare(X2 + P * X, Y2 + cp.Parameter(name="p") * Y, [Y]),
+        "Two different parameters have the name 'p'",
+    ),
     "a kink the leader pulls at": (lambda: declare(X2 - cp.abs(Y), Y2, [Y]), "breaks CVXPY's rules for nonlinear programs"),
     "a cone above": (lambda: declare(X2, Y2, [Y], above=[cp.SOC(Y, VX)]), "is a cone.*smooth form"),
 }  # fmt: skip

@@ -3,6 +3,8 @@
 The smooth adjoint.
 """
 
+import subprocess
+import sys
 import threading
 
 import cvxpy as cp
@@ -434,3 +436,43 @@ def test_adjoint_through_auxiliary_variables(name: str) -> None:
             left, right = differences(program, theta, base, cotangent, k_, i)
             assert abs(left - right) <= 1e-3
             assert g[i] == pytest.approx((left + right) / 2, rel=1e-6, abs=1e-6)
+
+
+def test_bound_needs_the_numbers_to_be_convex() -> None:
+    """A Parameter that breaks its PSD promise at the upper level costs the proof, not the answer."""
+    x, y = cp.Variable(2, name="x"), cp.Variable(name="y")
+    P = cp.Parameter((2, 2), PSD=True, name="P")
+    upper = cp.quad_form(x, P) + cp.exp(x[0]) + cp.square(y - 1)
+    program = case(upper, cp.square(y - 1), y, [x >= -1, x <= 1]).program
+    theta = np.array([[1.0, 0, 0, 1], [1, 0, 0, -1]])
+    outcome = Relaxation().solve(program, (theta,))
+    assert outcome.status[0] is Status.GLOBAL
+    assert outcome.status[1] in (Status.LOCAL, Status.STATIONARY)
+    assert np.isinf(outcome.bound[1])
+
+
+def test_it_prints_nothing_at_exit() -> None:
+    """BQPD writes to the Fortran runtime's buffer, which comes out when the process ends."""
+    script = """
+import cvxpy as cp, numpy as np, bigrad as bg
+T = 24
+p, y = cp.Variable(T, name="p"), cp.Variable(T, name="y")
+d = 1 + 0.5 * np.sin(np.arange(T) / 4)
+lower = cp.Problem(cp.Minimize(cp.sum_squares(y - d) + p @ y), [cp.sum(y) == d.sum(), y >= 0, y <= 2])
+above = [p >= 0, p <= 3, cp.sum(p) <= 1.5 * T, cp.abs(p[1:] - p[:-1]) <= 0.5]
+cost = np.linspace(1, 2, T) @ y + cp.sum(cp.exp(y))
+program = bg.bilevel(cp.Problem(cp.Maximize(p @ y - cost), above), lower, responds=[y])
+for seed in range(4):
+    assert program.solve(solver=bg.Relaxation(starts=3, seed=seed)).status.ok
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_it_leaves_a_saddle() -> None:
+    """From x = 0, where everything is stationary, both ways are down."""
+    x, y = scalars()
+    problem = case(-x * y, cp.square(y - x), y, [x >= -1, x <= 1], [y >= -3])
+    solution = run(problem, Relaxation(starts=1))
+    check(problem, solution)
+    assert solution.value == pytest.approx(-1.0)

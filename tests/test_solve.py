@@ -33,7 +33,7 @@ def convex_above(problem):
 def test_textbook_by_auto(name):
     """At the global optimum where the upper level is convex; elsewhere never below it; no claim that is not so."""
     problem = PROBLEMS[name]
-    upper, lower, x, y = problem.program_parts()
+    upper, lower, _x, y = problem.program_parts()
     solution = bg.bilevel(upper, lower, responds=[y]).solve(verify=True)
     if problem.F_star is None:
         assert not solution.status.ok
@@ -147,7 +147,7 @@ def statuses():
     )
     yield (
         "only a worse answer meets the upper constraint",
-        case(cp.square(x), cp.square(y), y, box + [y >= 1], [y <= 2]),
+        case(cp.square(x), cp.square(y), y, [*box, y >= 1], [y <= 2]),
         Status.INFEASIBLE_UPPER,
     )
     yield (

@@ -22,6 +22,8 @@ import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
+
 from bigrad.affine import Array, mv
 from bigrad.gradients.base import AbstractGradient
 from bigrad.linear import solve_free
@@ -61,12 +63,13 @@ class Implicit(AbstractGradient):
         leaves = [t for t, w in zip(theta, wanted, strict=True) if w]
         if torch.is_grad_enabled():  # a second derivative is wanted: follow the solve itself
             matrix, rhs = kkt(maps(finite), maps.sizes, len(free))
-            z = solve_free(matrix, free, rhs)[0][:, : cotangent.shape[1]]
+            units = torch.as_tensor(_units(outcome), device=cotangent.device)
+            z = (solve_free(matrix * units[:, None] * units, free, rhs * units)[0] * units)[:, : cotangent.shape[1]]
             grads: tuple[Tensor | None, ...] = torch.autograd.grad(
                 z, leaves, cotangent, create_graph=True, allow_unused=True
             )
         else:
-            adjoint = _adjoint(maps, finite, free, cotangent)
+            adjoint = _adjoint(maps, finite, free, cotangent, _units(outcome))
             w = torch.as_tensor(outcome.w, device=cotangent.device)
             with single_torch, torch.enable_grad():
                 inputs = tuple(t.detach().requires_grad_(need) for t, need in zip(finite, wanted, strict=True))
@@ -78,26 +81,33 @@ class Implicit(AbstractGradient):
         return tuple(next(filled) if need else None for need in wanted)
 
 
-def _adjoint(maps: Maps, theta: tuple[Tensor, ...], free: Tensor, cotangent: Tensor) -> Tensor:
-    """The a of M a = (cotangent, 0), (batch, unknowns).
+def _units(outcome: Outcome) -> np.ndarray:
+    return np.ones(outcome.w.shape[1]) if outcome.units is None else outcome.units
+
+
+def _adjoint(maps: Maps, theta: tuple[Tensor, ...], free: Tensor, cotangent: Tensor, units: np.ndarray) -> Tensor:
+    """The a of M a = (cotangent, 0), (batch, unknowns), solved in the units in which the program was.
 
     By numpy on the CPU, where one BLAS thread suits small matrices.
     """
     import torch
 
     on_cpu = cotangent.device.type == "cpu"
-    arrays = (*theta, free, torch.nn.functional.pad(cotangent, (0, free.shape[1] - cotangent.shape[1])))
+    target = torch.nn.functional.pad(cotangent, (0, free.shape[1] - cotangent.shape[1]))
+    arrays = (*theta, free, target, torch.as_tensor(units, device=cotangent.device))
     plain: list[Array] = [a.detach().numpy() if on_cpu else a.detach() for a in arrays]
-    *inputs, held, target = plain
+    *inputs, held, goal, scale = plain
     with single_blas:
         matrix, _ = kkt(maps(tuple(inputs)), maps.sizes, len(held))
-        adjoint, singular = solve_free(matrix, held, target)
+        matrix *= scale[:, None] * scale
+        goal = goal * scale
+        adjoint, singular = solve_free(matrix, held, goal)
     if bool(singular.any()):
-        gap = abs((mv(matrix, adjoint) - target) * held).sum(-1)
-        lost = singular & (gap > 1e-6 * abs(target).sum(-1))
+        gap = abs((mv(matrix, adjoint) - goal) * held).sum(-1)
+        lost = singular & (gap > 1e-6 * abs(goal).sum(-1))
         if bool(lost.any()):
             warnings.warn(_message([i for i, bad in enumerate(lost.tolist()) if bad]), SingularWarning, stacklevel=2)
-    return torch.as_tensor(adjoint)
+    return torch.as_tensor(adjoint * scale)
 
 
 def _smooth(

@@ -113,7 +113,9 @@ def _without_caps(level: Level, own: int) -> Level:
     moving = _touches(replace(level.A, base=0 * level.A.base))
     fixed = level.A.base.reshape(rows, width)
     there = _touches(level.A)
-    priced = np.concatenate([_touches(m)[:, :width] for m in (level.P, replace(level.q, shape=(1, *level.q.shape)), level.T)]).any(0)
+    priced = np.concatenate(
+        [_touches(m)[:, :width] for m in (level.P, replace(level.q, shape=(1, *level.q.shape)), level.T)]
+    ).any(0)
     alone = there[:, own:].sum(1) == 1
     up, down = (fixed > 0).sum(0), (fixed < 0).sum(0)
     out = ~priced & ~moving.any(0) & ~there[: level.equalities].any(0) & (np.minimum(up, down) <= 1)

@@ -252,6 +252,7 @@ class Smooth:
             low=low,
             high=high,
             origin=self._origin,
+            convex=self._convex,
         )
 
     @contextmanager
@@ -290,13 +291,25 @@ class Smooth:
         return gradients, bool(singular[0]) and bool(gap > LOST * abs(rhs).max(initial=0.0))
 
     @cached_property
-    def convex(self) -> bool:
-        """Whether forgetting that the follower optimises leaves a convex program, whose optimum is a proven bound."""
+    def _convex_form(self) -> bool:
+        """Whether forgetting that the follower optimises leaves a convex program, by CVXPY's rules."""
         terms, layout = self._lower, self.layout
         inside = (terms.left < layout.primal) & (terms.right < layout.primal)
         crossed = inside & (terms.row >= layout.stationarity)
         upper = self.objective.is_convex() and all(c.is_dcp() for c in self.constraints)
         return bool(upper and not crossed.any())
+
+    def _convex(self, theta: np.ndarray) -> bool:
+        """The same at given values, which may break what a Parameter declares (PSD, NSD)."""
+        ends = np.cumsum([0, *(p.size for p in self.parameters)])
+        for p, (a, b) in zip(self.parameters, pairwise(ends), strict=True):
+            for kind, sign in (("PSD", 1.0), ("NSD", -1.0)):
+                if p.attributes[kind]:
+                    matrix = sign * theta[a:b].reshape(p.shape)
+                    spectrum = np.linalg.eigvalsh(matrix + matrix.T)
+                    if spectrum[0] < -1e-9 * (1 + spectrum[-1]):
+                        return False
+        return self._convex_form
 
 
 def _culprit(piece: Any) -> Any:

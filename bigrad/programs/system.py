@@ -75,6 +75,7 @@ class Compiled:
     low: np.ndarray
     high: np.ndarray
     origin: np.ndarray
+    convex: Callable[[np.ndarray], bool]
 
 
 class System:
@@ -103,6 +104,11 @@ class System:
             np.r_[self.lower.hessian_at.rows, engine.hessian_at.rows],
             np.r_[self.lower.hessian_at.columns, engine.hessian_at.columns],
         )
+
+    @property
+    def convex(self) -> bool:
+        """Whether the high-point relaxation is a convex program."""
+        return self.compiled.convex(self.tail[:-1])
 
     def objective(self, v: np.ndarray) -> float:
         """F(v)."""

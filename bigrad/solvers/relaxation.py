@@ -1,10 +1,9 @@
-"""Relaxed complementarity: lam_i s_i <= t with t falling to zero, from several starts, then pieces until strongly
-stationary.
+"""Relaxation: lam_i s_i <= t with t falling, from several starts, then piece after piece until strongly stationary.
 
 Scholtes, "Convergence properties of a regularization scheme for mathematical programs with complementarity
-constraints", SIAM Journal on Optimization, 2001. The relaxed programs, whose last is nearly complementary, only
-propose the side of each pair; the program with every pair held on its side is then solved, and pairs whose
-multipliers ask for it change sides until none does, as in Pieces.
+constraints", SIAM Journal on Optimization, 2001. The relaxed programs only propose the side of each pair; the program
+with every pair held on its side is then solved, and pairs whose multipliers ask for it change sides until none does,
+as in Pieces.
 """
 
 from __future__ import annotations
@@ -35,19 +34,22 @@ REACH = (1.0, 3.0, 10.0, 100.0)
 """How far, in turn, random objectives pull where the region is unbounded, relative to 1 + the first point."""
 WIDER = 10.0
 """The starts take steps wider by 1, by this and by its square, in turn: they end in different local optima."""
-NODES = 64
+FINER = (1e-4, 1e-6, 1e-8)
+"""Further steps of a start whose sides make no feasible piece yet."""
+SHAKES = (1e-2, 1e-2, 1e-1, 1e-1)
+"""Relative steps of the leader's decision off a point that is stationary but no optimum."""
+NODES = 512
 """Nodes of the search for a bilevel-feasible point where all starts found none."""
 
 
 @dataclass(frozen=True)
 class Relaxation(AbstractSolver):
-    """Solver for a lower QP or LP under any smooth upper level: nonconvex quadratic (price times demand),
-    exponentials, logarithms.
+    """Solver for a lower QP or LP under any smooth upper level: price times demand, exponentials, logarithms.
 
     Answers are local optima; more starts find better ones. starts: searches per item, the first from the high-point
     relaxation (both levels' constraints, the leader's objective), the others from its optima for random objectives.
-    steps: the bounds t on the products. max_iterations: of Uno, for each of the programs solved. time_limit: seconds
-    per item, or None. seed: of the random starts.
+    steps: the bounds t on the products, falling; every second and third start takes wider ones. max_iterations: of Uno,
+    for each of the programs solved. time_limit: seconds per item, or None. seed: of the random starts.
     """
 
     starts: int = 8
@@ -88,16 +90,16 @@ class Relaxation(AbstractSolver):
         verdicts = []
         for i, system in enumerate(systems):
             since = time.perf_counter()
-            verdict = self._item(program, system, warm[i]) if system else Verdict(Status.INVALID_INPUT)
+            verdict = self._item(system, warm[i]) if system else Verdict(Status.INVALID_INPUT)
             verdicts.append(verdict._replace(seconds=time.perf_counter() - since))
         return _outcome(program, verdicts)
 
-    def _item(self, program: Program, system: System, warm: Point | None) -> Verdict:
+    def _item(self, system: System, warm: Point | None) -> Verdict:
         end = time.perf_counter() + (np.inf if self.time_limit is None else self.time_limit)
         if nonconvex(system, system.origin):
             return Verdict(Status.NONCONVEX_LOWER)
         search = _Search(Stages(system, self.max_iterations, lambda: end - time.perf_counter()), self.steps)
-        convex = program.convex if program.quadratic else program.smooth.convex
+        convex = system.convex
         if warm is not None:
             search.resume(warm)
         top, bound, begun = search.origin, -np.inf, int(warm is not None)
@@ -123,7 +125,10 @@ class Relaxation(AbstractSolver):
                     search.down_from(point)
         if not search.found and isinstance(system, QuadraticSystem) and system.layout.pairs:
             search.rescue(system, end)
-        return conclude(search.stages, search, top, bound, begun, convex)
+        verdict = conclude(search.stages, search, top, bound, begun, convex)
+        if verdict.status is Status.STATIONARY and search.shake(self.seed):
+            verdict = conclude(search.stages, search, top, bound, begun, convex)
+        return verdict
 
 
 class _Search:
@@ -180,6 +185,18 @@ class _Search:
             self.descend(self.stages.start(table.w[row, : sizes.primal]), table.tight[row])
         self.impossible = bool(proven and row < 0)
 
+    def shake(self, seed: int) -> bool:
+        """Step off a saddle: search from the answers to decisions near the best one; whether that led to a better one."""
+        assert self.best is not None
+        here, n, x = self.best, self.stages.n, self.stages.layout.x
+        for k, size in enumerate(SHAKES):
+            v = here.X[:n].copy()
+            v[:x] += size * (1 + abs(v[:x])) * np.random.default_rng([seed, k]).standard_normal(x)
+            moved = answer(self.stages.system, v)
+            if moved is not None and not self.late:
+                self.descend(self.stages.start(moved), moved[self.stages.lam] > TOUCH)
+        return _below(self.best.F, here.F)
+
     def down_from(self, point: State) -> None:
         """Search from the follower's answer to the leader's part of a point; from the point if there is no answer."""
         stages = self.stages
@@ -187,15 +204,16 @@ class _Search:
         v = answer(stages.system, safe)
         state = stages.start(safe if v is None else v)
         tight = state.X[stages.lam] > TOUCH
-        for t in self.steps:
-            if self.late:
+        wider = WIDER ** (self.starts % 3)
+        self.starts += 1
+        for k, t in enumerate((*self.steps, *FINER)):
+            if self.late or (k >= len(self.steps) and self.descend(state, tight)):
                 return
-            after = stages.relaxed(state, t * WIDER ** (self.starts % 3))
+            after = stages.relaxed(state, t * wider if k < len(self.steps) else t)
             self.iterations += after.iterations
             if after.status not in (uno.SUCCESS, uno.STALLED, uno.LIMIT):
                 break
             state, tight = after, after.X[stages.lam] > after.X[stages.s]
-        self.starts += 1
         if not self.descend(state, tight):
             v = answer(stages.system, state.X[: stages.n])
             if v is not None:

@@ -28,7 +28,8 @@ class Scaling:
         """The outcome of the rescaled program in the author's units; residuals stay relative."""
         w = outcome.w * self.factors
         z = w[:, : outcome.z.shape[1]]
-        return replace(outcome, w=w, z=z, value=outcome.value * self.upper, bound=outcome.bound * self.upper)
+        value, bound = outcome.value * self.upper, outcome.bound * self.upper
+        return replace(outcome, w=w, z=z, value=value, bound=bound, units=self.factors)
 
     @staticmethod
     def of(data: Data, sizes: Sizes) -> tuple[Data, Scaling]:

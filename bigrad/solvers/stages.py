@@ -40,6 +40,10 @@ class System(Protocol):
     jacobian_at: Places
     hessian_at: Places
 
+    @property
+    def convex(self) -> bool:
+        """Whether the high-point relaxation is a convex program."""
+
     def objective(self, v: np.ndarray) -> float:
         """F(v)."""
 
@@ -85,6 +89,12 @@ class QuadraticSystem:
         self.low[sizes.blocks[2]] = 0.0
         self.origin = np.zeros(m)
         self.bound_rows = self.bound_columns = np.zeros(0, int)
+
+    @property
+    def convex(self) -> bool:
+        """Whether F is convex."""
+        spectrum = np.linalg.eigvalsh(self.data.Q) if len(self.data.Q) else np.zeros(1)
+        return bool(spectrum[0] >= -1e-9 * (1 + spectrum[-1]))
 
     def objective(self, v: np.ndarray) -> float:
         """F(v)."""

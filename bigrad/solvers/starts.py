@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from bigrad.affine import mv
-from bigrad.quadratic import Data, Sizes, stack
+from bigrad.quadratic import Data, Sizes, beside, stack
 from bigrad.solvers.convex import EQUALITY, INFEASIBLE, INFINITY, quadratic_program
 
 REACH = 1e-3
@@ -25,8 +25,8 @@ def high_points(data: Data, sizes: Sizes, batch: int, starts: int, seed: int) ->
     infeasible.
     """
     n = sizes.x + sizes.y
-    lower = stack(stack(data.B.mT, data.A.mT).mT, stack(data.K.mT, data.H.mT).mT)
-    rows, limits = stack(lower, stack(data.G, data.E)), (data.b, data.h, data.g, data.e)
+    rows = stack(beside(data.B, data.A), beside(data.K, data.H), data.G, data.E)
+    limits = (data.b, data.h, data.g, data.e)
     alike = rows.ndim == 2 and all(v.ndim == 1 for v in limits)
     rows, top = _each(rows, batch), np.concatenate([_each(v[..., None], batch)[..., 0] for v in limits], 1)
     sense = np.zeros(top.shape[1], np.int32)

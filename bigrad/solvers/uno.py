@@ -6,8 +6,15 @@ trust-region SQP method with a filter, quadratic subproblems by BQPD), which sta
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import os
+import tempfile
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -93,7 +100,8 @@ def minimise(
     if np.isfinite(time_limit):
         solver.set_option("time_limit", max(time_limit, 1e-3))
     try:
-        result = solver.optimize(model)
+        with _muffled:
+            result = solver.optimize(model)
     except (RuntimeError, ValueError, ArithmeticError):
         nothing = np.full(len(start), np.nan)
         return Optimum(BROKEN, nothing, np.nan, np.full(len(nlp.row_low), np.nan), nothing, 0)
@@ -107,6 +115,55 @@ def minimise(
         + np.array(result.upper_bound_dual_solution, dtype=float),
         iterations=int(result.number_iterations),
     )
+
+
+class _Muffled:
+    """Keeps from stderr the two lines that BQPD prints, whatever the options, whenever it enlarges its workspace.
+
+    Its Fortran runtime, a private copy in unopy's wheel, must be told to flush, else they come out later. Whatever other
+    threads write meanwhile follows a millisecond late. One solve at a time: Uno holds the interpreter lock anyway.
+    """
+
+    noise = (b"insufficient space available for profile", b"mxws,qrow,len_")
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+    @cached_property
+    def sink(self) -> int:
+        with tempfile.TemporaryFile() as file:
+            return os.dup(file.fileno())
+
+    @cached_property
+    def flush(self) -> Callable[[None], Any]:
+        for path in (Path(unopy.__file__).parent.parent / "unopy.libs").glob("libgfortran*"):
+            with contextlib.suppress(OSError, AttributeError):
+                return ctypes.CDLL(str(path))._gfortran_flush_i4
+        return lambda _: None
+
+    def __enter__(self) -> None:
+        self.lock.acquire()
+        try:
+            self.stderr = os.dup(2)
+            os.dup2(self.sink, 2)
+        except OSError:  # there is no stderr
+            self.stderr = -1
+
+    def __exit__(self, *error: object) -> None:
+        if self.stderr >= 0:
+            self.flush(None)
+            os.dup2(self.stderr, 2)
+            os.close(self.stderr)
+            if size := os.lseek(self.sink, 0, os.SEEK_CUR):
+                os.lseek(self.sink, 0, os.SEEK_SET)
+                lines = os.read(self.sink, size).splitlines(keepends=True)
+                os.lseek(self.sink, 0, os.SEEK_SET)
+                os.ftruncate(self.sink, 0)
+                os.write(2, b"".join(line for line in lines if not any(noise in line for noise in self.noise)))
+        self.lock.release()
+
+
+_muffled = _Muffled()
 
 
 def _into(function: Callable[..., np.ndarray]) -> Callable[..., None]:

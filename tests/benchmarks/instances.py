@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import cvxpy as cp
+import daqp
 import numpy as np
 
 
@@ -37,3 +38,9 @@ class Instance:
     def upper(self, x: cp.Variable, y: cp.Variable, z: Any) -> cp.Problem:
         """The leader's problem."""
         return cp.Problem(cp.Minimize(cp.sum_squares(y - z) + 0.1 * cp.sum_squares(x)), [x >= -2, x <= 2])
+
+    def respond(self, x: np.ndarray, w: np.ndarray, A: np.ndarray | None = None) -> np.ndarray:
+        """The follower's exact answer, by a dual active-set method on the numbers themselves."""
+        A, top = (self.A if A is None else A).copy(), self.b - self.B @ x
+        free = np.full(len(top), -1e30), np.zeros(len(top), np.int32)
+        return daqp.solve(self.P.copy(), self.C @ x + w, A, top, *free, primal_tol=1e-11)[0]
