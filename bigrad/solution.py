@@ -16,8 +16,8 @@ class Status(Enum):
     GLOBAL = "Global optimum: no bilevel-feasible point has a better upper objective."
     LOCAL = "Local optimum: strongly stationary; a better one elsewhere is not excluded."
     STATIONARY = (
-        "Stationary on its own piece only: no multipliers of the right signs were found at a biactive pair, so descent "
-        "across that kink is not excluded."
+        "Stationary on its own piece only: no multipliers of the right signs were found at a biactive pair, or the "
+        "objective may fall along a curve, so descent nearby is not excluded."
     )
     INEXACT = "A bilevel-feasible point whose optimality conditions hold only loosely; read stats.residual."
     NOT_FOUND = "No bilevel-feasible point was found, and none is proven not to exist; try more starts."
@@ -48,7 +48,7 @@ class Stats:
     residual: largest violation of the KKT conditions of the bilevel program's reformulation, absolute, scaled by 1 +
     |data|. violation: largest violation of any constraint of either level, the follower's stationarity included.
     biactive: number of complementarity pairs with both the multiplier and the slack at zero. degenerate: number of
-    active constraints or biactive sides whose own multiplier is zero (a kink: one-sided derivatives differ).
+    active constraints or biactive sides whose own multiplier is zero (a kink: one-sided derivatives may differ).
     strongly_stationary: multipliers of the right sign exist at every biactive pair, so the point is a local optimum.
     singular: the KKT matrix at the solution's active set is singular; the gradient is then the minimum-norm one.
     follower_gap: the follower's objective here minus its optimum given x, from an independent re-solve; None if not

@@ -130,7 +130,9 @@ def _smooth(
         if not ok or not bool(cotangent[i].any()):
             continue
         inputs = tuple(a[i] if a.ndim > 1 else a for a in arrays)
-        pulled, singular = program.smooth.adjoint(inputs, outcome.w[i], outcome.free[i], cotangent[i].cpu().numpy())
+        pulled, singular = program.smooth.adjoint(
+            inputs, outcome.w[i], outcome.free[i], cotangent[i].cpu().numpy(), wanted
+        )
         if singular:
             warnings.warn(_message([i]), SingularWarning, stacklevel=2)
         for g, value in zip(grads, pulled, strict=True):

@@ -60,6 +60,8 @@ def is_quadratic(expression: cp.Expression) -> bool:
         if a.is_constant() or b.is_constant():
             return is_quadratic(b if a.is_constant() else a)
         return a.is_affine() and b.is_affine()
+    if isinstance(expression, DivExpression):
+        return expression.args[1].is_constant() and is_quadratic(expression.args[0])
     if isinstance(expression, Power | PowerApprox):
         return (
             expression.args[0].is_affine() and not expression.p.parameters() and float(expression.p.value) in (1.0, 2.0)

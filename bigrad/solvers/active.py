@@ -19,8 +19,8 @@ from bigrad.quadratic import Data, Sizes, kkt
 
 TOUCH = 1e-7
 """A slack or multiplier below this, relative to 1 + the largest value of its kind, counts as zero."""
-ROUGH = 1e-12
-"""A violation above this is worth a second step."""
+ROUGH, FINE = 1e-12, 1e-10
+"""A violation above the first is worth a second step; residuals and violations below the second are as good as none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,10 +44,13 @@ def settle(data: Data, sizes: Sizes, w: np.ndarray, tight: np.ndarray, *, convex
     convex: the upper objective is convex, so stationarity is enough; else the curvature on the active set is checked.
     """
     matrix, rhs = kkt(data, sizes, len(w))
-    free = _free(matrix, rhs, sizes, w, tight)
-    polished, singular = solve_free(matrix, free, rhs)
+    free = free_unknowns(matrix, rhs, sizes, w, tight)
+    held = np.where(free, w, 0.0)
+    step, singular = solve_free(matrix, free, rhs - mv(matrix, held))
+    polished = held + step
     before, after = (_measure(matrix, rhs, sizes, u, free) for u in (w, polished))
-    better = np.maximum(after[0], after[1]) <= np.maximum(before[0], before[1])
+    fine = np.maximum(after[0], after[1]) <= np.maximum(np.maximum(before[0], before[1]), FINE)
+    better = fine & (after[1] <= np.maximum(before[1], FINE))
     w = np.where(better[:, None], polished, w)
     residual, violation = (np.where(better, a, b) for a, b in zip(after, before, strict=True))
     rough = np.flatnonzero(violation > ROUGH)
@@ -57,8 +60,8 @@ def settle(data: Data, sizes: Sizes, w: np.ndarray, tight: np.ndarray, *, convex
         gain = (primal < violation[rough]) & (dual <= np.maximum(residual[rough], violation[rough]))
         at = rough[gain]
         w[at], residual[at], violation[at] = snapped[gain], dual[gain], primal[gain]
-    biactive, degenerate, strong = _kinks(matrix, rhs, sizes, w, free)
-    flat = np.ones(len(w), bool) if convex else _curved(matrix, free, sizes)
+    biactive, degenerate, strong = kinks(matrix, rhs, sizes, w, free)
+    flat = np.ones(len(w), bool) if convex else curves_upwards(matrix, free, sizes)
     return Settled(w, free, residual, violation, biactive, degenerate, strong, flat, singular)
 
 
@@ -74,7 +77,8 @@ def near_zero(values: np.ndarray) -> np.ndarray:
     return TOUCH * (1 + abs(values).max(-1, keepdims=True, initial=0.0))
 
 
-def _free(matrix: np.ndarray, rhs: np.ndarray, sizes: Sizes, w: np.ndarray, tight: np.ndarray) -> np.ndarray:
+def free_unknowns(matrix: np.ndarray, rhs: np.ndarray, sizes: Sizes, w: np.ndarray, tight: np.ndarray) -> np.ndarray:
+    """The unknowns that are not held at zero at w, bool (batch, unknowns): the active set, kinks decided by their multipliers."""
     lam, s, tau, kappa, gap, gamma = _slacks(matrix, rhs, sizes, w)
     both = (lam <= near_zero(lam)) & (s <= near_zero(s))
     free = np.ones(w.shape, bool)
@@ -118,9 +122,7 @@ def _measure(
     return dual / scale, np.maximum(below, equal) / scale
 
 
-def _kinks(
-    matrix: np.ndarray, rhs: np.ndarray, sizes: Sizes, w: np.ndarray, free: np.ndarray
-) -> tuple[np.ndarray, ...]:
+def kinks(matrix: np.ndarray, rhs: np.ndarray, sizes: Sizes, w: np.ndarray, free: np.ndarray) -> tuple[np.ndarray, ...]:
     """Biactive pairs, constraints whose multiplier vanishes, and whether all biactive multipliers have the right sign."""
     lam, s, tau, kappa, gap, gamma = _slacks(matrix, rhs, sizes, w)
     both = (lam <= near_zero(lam)) & (s <= near_zero(s))
@@ -130,7 +132,7 @@ def _kinks(
     return both.sum(-1), weak.sum(-1) + idle.sum(-1), np.logical_not(wrong.any(-1))
 
 
-def _curved(matrix: np.ndarray, free: np.ndarray, sizes: Sizes) -> np.ndarray:
+def curves_upwards(matrix: np.ndarray, free: np.ndarray, sizes: Sizes) -> np.ndarray:
     """Whether the objective curves upwards along the active set.
 
     The KKT matrix has no more negative eigenvalues than rows.

@@ -9,7 +9,7 @@ import numpy as np
 from bigrad.linear import solve_free
 from bigrad.solution import Status
 from bigrad.solvers import uno
-from bigrad.solvers.active import Settled, _curved, _free, _kinks, settle
+from bigrad.solvers.active import Settled, curves_upwards, free_unknowns, kinks, settle
 from bigrad.solvers.diagnose import diagnose
 from bigrad.solvers.stages import QuadraticSystem, Stages, State, System
 
@@ -119,7 +119,7 @@ def polish(system: System, w: np.ndarray, tight: np.ndarray) -> Settled:
         matrix = system.matrix(w)
         return matrix[None], (matrix @ w - system.residual(w))[None]
 
-    free = _free(*linear(w), layout, w[None], tight[None])
+    free = free_unknowns(*linear(w), layout, w[None], tight[None])
     best, error = w, _measure(system, w, free[0])
     current, singular = np.where(free[0], w, 0.0), np.zeros(1, bool)
     for _ in range(steps):
@@ -130,9 +130,9 @@ def polish(system: System, w: np.ndarray, tight: np.ndarray) -> Settled:
             break
         best, error = current, now
     matrix, rhs = linear(best)
-    biactive, degenerate, strong = _kinks(matrix, rhs, layout, best[None], free)
+    biactive, degenerate, strong = kinks(matrix, rhs, layout, best[None], free)
     residual, violation = (np.array([e]) for e in error)
-    curved = _curved(matrix, free, layout)
+    curved = curves_upwards(matrix, free, layout)
     return Settled(best[None], free, residual, violation, biactive, degenerate, strong, curved, singular)
 
 
