@@ -111,8 +111,8 @@ def unflatten(vector: Array, shape: tuple[int, ...]) -> Array:
 
 
 def mv(matrix: Array, vector: Array) -> Array:
-    """Matrix times vector, batched: (..., r, c) and (..., c) give (..., r)."""
-    return (matrix @ vector[..., None])[..., 0]
+    """Matrix times vector, batched: (..., r, c) and (..., c) give (..., r); a matrix without a batch is one product."""
+    return vector @ matrix.mT if matrix.ndim == 2 else (matrix @ vector[..., None])[..., 0]
 
 
 def dot(a: Array, b: Array) -> Array:

@@ -44,7 +44,7 @@ class Auto(AbstractSolver, AbstractGradient):
         if not program.convex:
             return Relaxation(), "The upper objective is quadratic but not convex in (x, y) together."
         few = program.quadratic.sizes.pairs <= FEW_PAIRS
-        solver = Pieces(starts=8, nodes=64) if few else Pieces(starts=4, nodes=0)
+        solver = Pieces(starts=8, nodes=64) if few else Pieces(starts=3, nodes=0)
         return solver, solver.choose(program)[1]
 
     def solve(

@@ -59,7 +59,8 @@ class Implicit(AbstractGradient):
         maps = program.quadratic
         assert maps is not None
         free = torch.as_tensor(outcome.free, device=cotangent.device)
-        finite = tuple(torch.where(torch.isfinite(t), t, 0.0) for t in theta)
+        with single_torch:
+            finite = tuple(torch.where(torch.isfinite(t), t, 0.0) for t in theta)
         leaves = [t for t, w in zip(theta, wanted, strict=True) if w]
         if torch.is_grad_enabled():  # a second derivative is wanted: follow the solve itself
             matrix, rhs = kkt(maps(finite), maps.sizes, len(free))
@@ -77,7 +78,8 @@ class Implicit(AbstractGradient):
                 asked = [t for t in inputs if t.requires_grad]
                 used = pulled.requires_grad
                 grads = torch.autograd.grad(-pulled, asked, allow_unused=True) if used else (None,) * len(asked)
-        filled = iter(torch.zeros_like(t) if g is None else g for g, t in zip(grads, leaves, strict=True))
+        with single_torch:
+            filled = iter([torch.zeros_like(t) if g is None else g for g, t in zip(grads, leaves, strict=True)])
         return tuple(next(filled) if need else None for need in wanted)
 
 

@@ -31,6 +31,8 @@ from bigrad.solvers.starts import answers, high_points
 
 EXACT = 1e-6
 """A residual or violation above this makes an answer inexact."""
+WIDE = 100
+"""Unknowns from which a piece takes DAQP long enough for threads to gain; for smaller ones they wait on the interpreter lock."""
 PROVEN = 1e-7
 """A value this close to the bound, relative to 1 + its size, is the optimum."""
 
@@ -92,7 +94,7 @@ class Pieces(AbstractSolver):
                 some = [warm[i] for i in items]
                 return self._part(data.pick(items), maps.sizes, invalid[items], crooked[items], some, begun)
 
-            return scaling.undo(Outcome.join(thread_map(part, batch, least=8)))
+            return scaling.undo(Outcome.join(thread_map(part, batch, least=8 if maps.sizes.primal > WIDE else batch)))
 
     def _part(
         self, data: Data, sizes: Sizes, invalid: np.ndarray, crooked: np.ndarray, warm: list[Point | None], begun: float
