@@ -24,6 +24,7 @@ from cvxpy.reductions.dnlp2smooth.dnlp2smooth import Dnlp2Smooth
 from cvxpy.reductions.solvers.nlp_solvers.diff_engine import C_problem
 
 from bigrad.programs.bilinear import Pattern
+from bigrad.programs.expressions import Holding
 
 EQUALITIES = (Equality, Zero)
 INEQUALITIES = (Inequality, NonPos, NonNeg)
@@ -54,7 +55,7 @@ def canonicalise(
     rows = [_row(c, swap) for c in constraints]
     problem = cp.Problem(cp.Minimize(_expanded(objective).tree_copy(swap)), rows)
     own = problem.variables()
-    with _At({v: np.ones(v.shape) for v in own}), warnings.catch_warnings():
+    with Holding({v: np.ones(v.shape) for v in own}), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a divisor that CVXPY cannot prove to be positive; it becomes a constraint
         smooth, _ = Dnlp2Smooth().apply(problem)
         known = {v.id for v in own}
@@ -98,7 +99,7 @@ class Engine:
         self.columns = np.concatenate([*columns, np.zeros(0, int)]).astype(int)
         order = {p.id: k for k, p in enumerate(canonical.parameters)}
         self._inputs = [order[p.id] for p in problem.parameters()]
-        with _At(values):
+        with Holding(values):
             self._c = C_problem(problem, verbose=False)
         self._c.init_jacobian_coo()
         self._c.init_hessian_coo_lower_tri()
@@ -168,7 +169,7 @@ class Engine:
         leaves: dict[Any, np.ndarray] = {
             v: rng.uniform(0.5, 1.5, v.shape) for v in (*canonical.variables, *canonical.parameters)
         }
-        with _At(leaves), np.errstate(all="ignore"):
+        with Holding(leaves), np.errstate(all="ignore"):
             pieces: list[Any] = [canonical.objective, *canonical.inequalities, *canonical.equalities]
             expected = np.concatenate([np.ravel(piece.value, order="F") for piece in pieces])
             short = [np.ravel(leaves[v], order="F") for v in self._order(canonical)]
@@ -209,19 +210,3 @@ def _expanded(expression: Any) -> Any:
         vector = cp.reshape(args[0], (args[0].size, 1), order="F")
         return cp.sum(cp.multiply(vector, args[1] @ vector))
     return expression.copy(args) if any(a is not b for a, b in zip(args, expression.args, strict=True)) else expression
-
-
-class _At:
-    """Hold leaves at given values for a while."""
-
-    def __init__(self, values: Mapping[Any, np.ndarray]):
-        self.values = values
-
-    def __enter__(self) -> None:
-        self.before = {leaf: leaf.value for leaf in self.values}
-        for leaf, value in self.values.items():
-            leaf.save_value(value)
-
-    def __exit__(self, *error: Any) -> None:
-        for leaf, value in self.before.items():
-            leaf.save_value(value)

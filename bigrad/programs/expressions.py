@@ -1,8 +1,12 @@
-"""Expression trees: their summands, where parameters enter other than affinely, products written as squares."""
+"""Expression trees: values held for a while, their summands, where parameters enter other than affinely, products written as squares."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import cvxpy as cp
+import numpy as np
 from cvxpy.atoms.affine.binary_operators import DivExpression, MulExpression, multiply
 from cvxpy.atoms.affine.sum import Sum
 from cvxpy.atoms.elementwise.power import Power, PowerApprox
@@ -89,3 +93,19 @@ def without_products(expression: cp.Expression) -> cp.Expression:
             "of vectors, for example cp.sum(cp.multiply(a, b))."
         )
     return expression.copy([without_products(arg) for arg in expression.args])
+
+
+class Holding:
+    """`with Holding(values):` variables and parameters have these values inside, and their own again afterwards."""
+
+    def __init__(self, values: Mapping[Any, np.ndarray]):
+        self.values = values
+
+    def __enter__(self) -> None:
+        self.before = {leaf: leaf.value for leaf in self.values}
+        for leaf, value in self.values.items():
+            leaf.save_value(value)
+
+    def __exit__(self, *error: Any) -> None:
+        for leaf, value in self.before.items():
+            leaf.save_value(value)

@@ -50,7 +50,7 @@ class Source:
 
     def lower_value(self, inputs: Mapping[Any, np.ndarray], values: Mapping[Any, np.ndarray]) -> float:
         """Lower objective in the user's own sense, the terms that the follower cannot influence included."""
-        with self.turn, _at({**inputs, **values}), np.errstate(all="ignore"):
+        with self.turn, expressions.Holding({**inputs, **values}), np.errstate(all="ignore"):
             value = self.lower.objective.value
             return np.nan if value is None else float(value)
 
@@ -60,10 +60,10 @@ class Source:
         Inf if Clarabel finds no optimum.
         """
         leader = {self.stand_in[v.id]: _within(values[v], self.stand_in[v.id]) for v in self.roles.leader}
-        with self.turn, _at({**inputs, **leader}), warnings.catch_warnings():
+        with self.turn, expressions.Holding({**inputs, **leader}), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # CVXPY's own, that a solution may be inaccurate: the gap tells
             problem = cp.Problem(self.below.objective, self.below.constraints)
-            with _at({self.plain[v.id]: values[v] for v in self.roles.follower}):
+            with expressions.Holding({self.plain[v.id]: values[v] for v in self.roles.follower}):
                 here = float(problem.objective.value)
             for tolerances in (PRECISE, {}):  # x may lie on the edge of where the follower has an answer
                 try:
@@ -78,19 +78,3 @@ class Source:
 def _within(value: np.ndarray, parameter: cp.Parameter) -> np.ndarray:
     """Rounding below zero (above, for nonpositive ones) taken off a value that the stand-in's sign would refuse."""
     return parameter.project(value)
-
-
-class _at:
-    """Hold leaves at given values for a while."""
-
-    def __init__(self, values: Mapping[Any, np.ndarray]):
-        self.values = values
-
-    def __enter__(self) -> None:
-        self.before = {leaf: leaf.value for leaf in self.values}
-        for leaf, value in self.values.items():
-            leaf.save_value(value)
-
-    def __exit__(self, *error: Any) -> None:
-        for leaf, value in self.before.items():
-            leaf.save_value(value)

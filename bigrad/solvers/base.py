@@ -14,6 +14,11 @@ from bigrad.affine import Array
 from bigrad.program import Program
 from bigrad.solution import Outcome, Point
 
+EXACT = 1e-6
+"""A residual or violation above this makes an answer inexact."""
+PROVEN = 1e-7
+"""A value this close to the bound, relative to 1 + its size, is the optimum."""
+
 
 class AbstractSolver(ABC):
     """How the forward pass is computed. Subclasses are final, frozen dataclasses of hyper-parameters."""

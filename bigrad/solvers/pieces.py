@@ -21,7 +21,7 @@ from bigrad.program import Program
 from bigrad.quadratic import Data, Sizes, value
 from bigrad.solution import Outcome, Point, Status
 from bigrad.solvers.active import settle
-from bigrad.solvers.base import AbstractSolver, batch_size
+from bigrad.solvers.base import EXACT, PROVEN, AbstractSolver, batch_size
 from bigrad.solvers.branch import branch
 from bigrad.solvers.convex import INFEASIBLE, UNBOUNDED
 from bigrad.solvers.diagnose import diagnose
@@ -29,12 +29,8 @@ from bigrad.solvers.scaling import Scaling
 from bigrad.solvers.search import Search
 from bigrad.solvers.starts import answers, high_points
 
-EXACT = 1e-6
-"""A residual or violation above this makes an answer inexact."""
 WIDE = 100
 """Unknowns from which a piece takes DAQP long enough for threads to gain; for smaller ones they wait on the interpreter lock."""
-PROVEN = 1e-7
-"""A value this close to the bound, relative to 1 + its size, is the optimum."""
 
 
 @dataclass(frozen=True)

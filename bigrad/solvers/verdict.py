@@ -10,17 +10,14 @@ from bigrad.linear import solve_free
 from bigrad.solution import Status
 from bigrad.solvers import uno
 from bigrad.solvers.active import Settled, curves_upwards, free_unknowns, kinks, settle
+from bigrad.solvers.base import EXACT, PROVEN
 from bigrad.solvers.diagnose import diagnose
 from bigrad.solvers.stages import QuadraticSystem, Stages, State, System
 
-EXACT = 1e-6
-"""A residual or violation above this makes an answer inexact."""
 TINY = 1e-10
 """A violation below this is rounding."""
 FEASIBLE = 1e-5
 """A violation above this is no answer at all."""
-PROVEN = 1e-7
-"""A value this close to the bound, relative to 1 + its size, is the optimum."""
 
 
 class Verdict(NamedTuple):
