@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bigrad import datasets
     from bigrad.auto import Auto
-    from bigrad.declare import bilevel
+    from bigrad.declare import argmin, bilevel
     from bigrad.gradients.implicit import Implicit
     from bigrad.layer import Layer
     from bigrad.program import Program
@@ -51,6 +51,7 @@ _HOMES = {
     "SolveError": "solution",
     "Stats": "solution",
     "Status": "solution",
+    "argmin": "declare",
     "bilevel": "declare",
     "datasets": "",
 }
@@ -70,6 +71,7 @@ __all__ = [
     "SolveError",
     "Stats",
     "Status",
+    "argmin",
     "bilevel",
     "datasets",
 ]

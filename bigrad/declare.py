@@ -1,4 +1,4 @@
-"""`bilevel`: where a program is declared; picks the front end by the type of the two models."""
+"""`bilevel` and `argmin`: where a program is declared; the front end goes by the type of the models."""
 
 from __future__ import annotations
 
@@ -49,3 +49,22 @@ def bilevel(upper: cp.Problem, lower: cp.Problem, responds: Sequence[cp.Variable
     from bigrad.programs.cvxpy import declare
 
     return declare(upper, lower, answers, Auto())
+
+
+def argmin(problem: cp.Problem) -> Program:
+    """Declare a program with one level: an ordinary CVXPY problem, whose solution becomes a layer as that of two levels
+    does.
+
+        min over y of f(y)  subject to the constraints of `problem`
+
+    problem: Minimize or Maximize, in all its variables; its Parameters are the program's inputs, and must enter it
+    affinely (DPP). A convex problem is solved to a proven optimum; a problem that is merely smooth, to a local one.
+    Raises DeclarationError, with what to change, for a problem that cannot be taken.
+    """
+    import cvxpy as cp
+
+    if not isinstance(problem, cp.Problem):
+        raise DeclarationError(f"argmin(…): got a {type(problem).__name__}; give a cvxpy.Problem.")
+    from bigrad.programs.single import declare
+
+    return declare(problem, Auto())

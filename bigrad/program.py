@@ -1,4 +1,4 @@
-"""Program: a declared, frozen bilevel program.
+"""Program: a declared, frozen program of two levels, or one.
 
 What it takes in, what it gives out, and the forms in which solvers may have it.
 """
@@ -70,7 +70,8 @@ class Source(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """A declared bilevel program, made by `bigrad.bilevel`; it never changes and is safe to share between threads.
+    """A declared program, made by `bigrad.bilevel` or `bigrad.argmin`; it never changes and is safe to share between
+    threads. One level is an upper level without a follower.
 
     quadratic: the program as a bilevel quadratic program, or None. convex: whether its upper level is convex in z = (x,
     y). smooth: the program as a smooth program with complementarity pairs, built when first needed. sign: +1 where the
@@ -139,8 +140,9 @@ class Program:
         kind = "quadratic" if self.quadratic else f"smooth ({self.why_not_quadratic})"
         leader = sum(int(np.prod(u.shape)) for u in self.unknowns if u.leader)
         follower = sum(int(np.prod(u.shape)) for u in self.unknowns if not u.leader)
+        whose = f"leader {leader}, follower {follower}" if follower else str(leader)
         lines = [
-            f"Bilevel program, {kind}. Variables: leader {leader}, follower {follower}. Parameters: {len(self.inputs)}."
+            f"{'Bilevel' if follower else 'One-level'} program, {kind}. Variables: {whose}. Parameters: {len(self.inputs)}."
         ]
         if self.quadratic:
             s = self.quadratic.sizes

@@ -13,7 +13,7 @@ import numpy as np
 class Status(Enum):
     """How a solve ended. The value is a sentence for a person; `ok` says whether there is a usable point."""
 
-    GLOBAL = "Global optimum: no bilevel-feasible point has a better upper objective."
+    GLOBAL = "Global optimum: it is proven that no feasible point has a better upper objective."
     LOCAL = "Local optimum: strongly stationary; a better one elsewhere is not excluded."
     STATIONARY = (
         "Stationary on its own piece only: no multipliers of the right signs were found at a biactive pair, or the "
@@ -22,11 +22,9 @@ class Status(Enum):
     INEXACT = "A bilevel-feasible point whose optimality conditions hold only loosely; read stats.residual."
     NOT_FOUND = "No bilevel-feasible point was found, and none is proven not to exist; try more starts."
     INFEASIBLE_LOWER = "Infeasible follower: no leader decision leaves the follower a feasible answer."
-    INFEASIBLE_UPPER = (
-        "Infeasible leader: no follower-feasible point satisfies the upper constraints, so no bilevel solution exists."
-    )
+    INFEASIBLE_UPPER = "Infeasible: no point satisfies the upper constraints (with two levels: none that is an answer of the follower)."
     UNBOUNDED_LOWER = "Unbounded follower: its objective has no minimum for any leader decision."
-    UNBOUNDED_UPPER = "Unbounded leader: the upper objective improves without limit over bilevel-feasible points."
+    UNBOUNDED_UPPER = "Unbounded: the upper objective improves without limit over feasible points."
     NONCONVEX_LOWER = (
         "The lower level is not convex at these parameter values, so its optimality conditions do not decide it."
     )

@@ -34,6 +34,7 @@ EXPORTS = [
     "SolveError",
     "Stats",
     "Status",
+    "argmin",
     "bilevel",
     "datasets",
 ]
@@ -65,6 +66,7 @@ INSIDE = {
     ],
     "gradients": [{"implicit"}, {"base"}],
     "programs": [
+        {"single"},
         {"cvxpy", "ortools", "torch"},
         {"assemble", "smooth"},
         {"source", "system"},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import cvxpy as cp
 import numpy as np
@@ -10,17 +10,16 @@ import numpy as np
 from bigrad.affine import Affine, constant
 from bigrad.programs.canonical import Level
 from bigrad.programs.roles import Roles
-from bigrad.programs.source import Source
 from bigrad.quadratic import Maps
 
 
-def assemble(upper: Level, lower: Level, roles: Roles, source: Source, stand_ins: list[int]) -> Maps:
+def assemble(upper: Level, lower: Level, roles: Roles, plain: Mapping[int, cp.Variable], stand_ins: list[int]) -> Maps:
     """The Maps of the bilevel program; `stand_ins` are the positions of the leader's variables among the lower level's inputs."""
 
     def columns(level: Level, variables: Sequence[cp.Variable]) -> np.ndarray:
         own = [
-            np.arange(v.size) + level.offsets[source.plain[v.id].id]
-            if source.plain[v.id].id in level.offsets
+            np.arange(v.size) + level.offsets[plain[v.id].id]
+            if plain[v.id].id in level.offsets
             else np.full(v.size, -1)
             for v in variables
         ]

@@ -7,8 +7,10 @@ eliminated here, so that the level keeps the size its author gave it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
+from typing import Any
 
 import cvxpy as cp
 import numpy as np
@@ -17,7 +19,7 @@ from cvxpy.reductions.dcp2cone.cone_matrix_stuffing import ConeMatrixStuffing, P
 from cvxpy.reductions.dcp2cone.dcp2cone import Dcp2Cone
 from cvxpy.utilities import scopes
 
-from bigrad.affine import Affine
+from bigrad.affine import Affine, constant
 
 LINEAR_CONES = (cp.constraints.zero.Zero, cp.constraints.nonpos.NonNeg)
 
@@ -41,6 +43,27 @@ class Level:
     l: Affine  # noqa: E741
     A: Affine
     b: Affine
+
+
+def empty() -> Level:
+    """A level without variables."""
+    vector, matrix = constant(np.zeros(0)), constant(np.zeros((0, 0)))
+    return Level({}, 0, 0, P=matrix, q=vector, d=constant(np.zeros(())), T=matrix, l=vector, A=matrix, b=vector)
+
+
+@dataclass(frozen=True, eq=False)
+class NoCone:
+    """What a ParamConeProg without variables would be; CVXPY stuffs none."""
+
+    x: Any = field(default_factory=lambda: SimpleNamespace(size=0))
+    cone_dims: Any = field(default_factory=lambda: SimpleNamespace(zero=0))
+    P: None = None
+    q: sp.csc_array = field(default_factory=lambda: sp.csc_array((1, 1)))
+    A: sp.csc_array = field(default_factory=lambda: sp.csc_array((0, 1)))
+    constr_size: int = 0
+    var_id_to_col: Mapping[int, int] = field(default_factory=dict)
+    param_id_to_col: Mapping[int, int] = field(default_factory=dict)
+    param_id_to_size: Mapping[int, int] = field(default_factory=dict)
 
 
 def cones_beyond_linear(program: ParamConeProg) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import cvxpy as cp
@@ -48,7 +48,7 @@ def declare(upper: cp.Problem, lower: cp.Problem, responds: Sequence[cp.Variable
     sign = 1.0 if isinstance(upper.objective, cp.Minimize) else -1.0
     objective = (upper.objective.expr if sign > 0 else -upper.objective.expr).tree_copy(plain)
     above = [c.tree_copy(plain) for c in (*upper.constraints, *shared)] + declared_bounds(roles.leader, plain)
-    maps, convex, reason = _quadratic(objective, above, level, roles, source)
+    maps, convex, reason = quadratic_form(objective, above, level, roles, source.plain)
     smooth = Smooth(
         objective=objective,
         constraints=tuple(above),
@@ -62,7 +62,7 @@ def declare(upper: cp.Problem, lower: cp.Problem, responds: Sequence[cp.Variable
         smooth.check(reason)
     return Program(
         inputs=tuple(Input(p, p.name(), p.shape, declared_sign(p)) for p in roles.parameters),
-        unknowns=_unknowns(roles, maps, sum(v.size for v in roles.leader)),
+        unknowns=unknowns(roles, maps, sum(v.size for v in roles.leader)),
         sign=sign,
         quadratic=maps,
         convex=convex,
@@ -80,15 +80,23 @@ def declare(upper: cp.Problem, lower: cp.Problem, responds: Sequence[cp.Variable
 def _reload(
     goal: Any, rows: list[Any], lower_goal: Any, lower_rows: list[Any], responds: list[Any], default: Solver
 ) -> Program:
-    """Declare an unpickled program again; new CVXPY objects must not take the ids that came with it."""
     upper, lower = cp.Problem(goal, rows), cp.Problem(lower_goal, lower_rows)
-    ids = [leaf.id for problem in (upper, lower) for leaf in (*problem.variables(), *problem.parameters())]
-    lin_utils.ID_COUNTER.count = max(lin_utils.ID_COUNTER.count, *ids) + 1
+    renumber(upper, lower)
     return declare(upper, lower, responds, default)
 
 
-def _quadratic(
-    objective: cp.Expression, above: list[cp.Constraint], level: Level, roles: Roles, source: Source
+def renumber(*problems: cp.Problem) -> None:
+    """See to it that new CVXPY objects do not take the ids that came with unpickled ones."""
+    ids = [leaf.id for problem in problems for leaf in (*problem.variables(), *problem.parameters())]
+    lin_utils.ID_COUNTER.count = max(lin_utils.ID_COUNTER.count, *ids) + 1
+
+
+def quadratic_form(
+    objective: cp.Expression,
+    above: list[cp.Constraint],
+    level: Level,
+    roles: Roles,
+    plain: Mapping[int, cp.Variable],
 ) -> tuple[Maps | None, bool, str]:
     """The Maps of the bilevel quadratic program, whether its upper level is convex, and, if there are none, why."""
     first = len(roles.parameters)
@@ -107,15 +115,16 @@ def _quadratic(
             return None, False, f"the upper constraint {c} is not convex"
     check_upper(objective, above, convex)
     if not any(e.variables() for e in (objective, *above)):  # CVXPY stuffs no problem without variables
-        objective += 0.0 * cp.sum(source.plain[roles.follower[0].id])
+        objective += 0.0 * cp.sum(next(iter(plain.values())))
     cone = canonical.stuff(objective, above)
     if beyond := canonical.cones_beyond_linear(cone):
         return None, False, f"the upper level needs the cones {', '.join(beyond)}"
-    variables = [source.plain[v.id] for v in (*roles.leader, *roles.follower)]
-    return assemble(canonical.level(cone, variables, roles.parameters), level, roles, source, stand_ins), convex, ""
+    variables = [plain[v.id] for v in (*roles.leader, *roles.follower)]
+    return assemble(canonical.level(cone, variables, roles.parameters), level, roles, plain, stand_ins), convex, ""
 
 
-def _unknowns(roles: Roles, maps: Maps | None, leader: int) -> tuple[Unknown, ...]:
+def unknowns(roles: Roles, maps: Maps | None, leader: int) -> tuple[Unknown, ...]:
+    """The program's variables and their places in z."""
     found, at = [], 0
     for v in roles.leader:
         found.append(Unknown(v, v.name(), v.shape, True, slice(at, at + v.size)))

@@ -50,7 +50,25 @@ def sort_roles(upper: cp.Problem, lower: cp.Problem, responds: Sequence[cp.Varia
                 f"{who} variable '{v.name()}' is integer; the optimality conditions of the lower level need continuous variables at both "
                 "levels. Relax it to bounds=[0, 1], or fix it as a Parameter and compare the solutions."
             )
-    parameters = list({p.id: p for p in (*upper.parameters(), *lower.parameters())}.values())
+    return Roles(tuple(leader), tuple(dict.fromkeys(responds)), _parameters(upper, lower))
+
+
+def sort_single(problem: cp.Problem) -> Roles:
+    """The roles of a problem with one level: whoever solves it chooses all variables."""
+    variables = tuple(problem.variables())
+    if not variables:
+        raise DeclarationError("argmin(problem): the problem has no variables, so there is nothing to choose.")
+    for v in variables:
+        _check_leaf(v, f"variable '{v.name()}'")
+        if v.attributes["boolean"] or v.attributes["integer"]:
+            raise DeclarationError(
+                f"variable '{v.name()}' is integer, and the solution of an integer program has no derivative. Relax it to bounds=[0, 1]."
+            )
+    return Roles(variables, (), _parameters(problem))
+
+
+def _parameters(*problems: cp.Problem) -> tuple[cp.Parameter, ...]:
+    parameters = tuple({p.id: p for problem in problems for p in problem.parameters()}.values())
     seen: dict[str, cp.Parameter] = {}
     for p in parameters:
         _check_leaf(p, f"parameter '{p.name()}'")
@@ -59,7 +77,7 @@ def sort_roles(upper: cp.Problem, lower: cp.Problem, responds: Sequence[cp.Varia
                 f"Two different parameters have the name '{p.name()}'; rename one, or use the same object at both levels."
             )
         seen[p.name()] = p
-    return Roles(tuple(leader), tuple(dict.fromkeys(responds)), tuple(parameters))
+    return parameters
 
 
 def _check_leaf(leaf: Any, what: str) -> None:

@@ -63,6 +63,8 @@ class Pieces(AbstractSolver):
     def choose(self, program: Program) -> tuple[AbstractSolver, str]:
         """Itself."""
         pairs = program.quadratic.sizes.pairs if program.quadratic else 0
+        if not pairs:
+            return self, "It is one convex quadratic program, so its optimum is global."
         if 2**pairs <= self.exhaustive:
             return self, f"All {2**pairs} pieces are solved, so the optimum is global."
         if self.nodes:
