@@ -30,12 +30,14 @@ if TYPE_CHECKING:
         Stats,
         Status,
     )
+    from bigrad.solvers.active_set import ActiveSet
     from bigrad.solvers.pieces import Pieces
     from bigrad.solvers.relaxation import Relaxation
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "ActiveSet": "solvers.active_set",
     "Auto": "auto",
     "BigradError": "solution",
     "CapabilityError": "solution",
@@ -56,6 +58,7 @@ _HOMES = {
     "datasets": "",
 }
 __all__ = [
+    "ActiveSet",
     "Auto",
     "BigradError",
     "CapabilityError",

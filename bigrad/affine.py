@@ -35,8 +35,21 @@ class Affine:
         if theta and not isinstance(theta[0], np.ndarray):
             value = namespace(theta[0]).as_tensor(value, dtype=theta[0].dtype, device=theta[0].device)
         for k, matrix in self.terms.items():
-            value = value + _product(matrix, theta[k])
+            part = _product(matrix, theta[k])
+            value = part if value is self.base and not value.any() else value + part
         return value.reshape((*value.shape[:-1], *self.shape))
+
+    def pull(self, k: int, cotangent: Array) -> Array:
+        """The transposed linear map to input k: (entries,) or (batch, entries) to (size_k,) or (batch, size_k)."""
+        matrix = self.terms[k]
+        if not isinstance(cotangent, np.ndarray):
+            return _product(matrix.T, cotangent)
+        only = _selection(matrix) if matrix.shape[0] == matrix.shape[1] else None
+        if only is not None and np.bincount(only, minlength=1).max() == 1:
+            pulled = np.empty_like(cotangent)
+            pulled[..., only] = cotangent
+            return pulled
+        return (matrix.T @ cotangent.T).T
 
     def rows(self, index: np.ndarray, shape: tuple[int, ...]) -> Affine:
         """The map to the given flat entries only, in that order, reshaped to `shape`; -1 stands for a zero."""
@@ -81,12 +94,21 @@ def namespace(array: Array) -> Any:
 def _product(matrix: sp.csr_array, theta: Array) -> Array:
     """Sparse matrix times (batched) vector; in torch by gather and index_add, which autograd follows to any order."""
     if isinstance(theta, np.ndarray):
+        if (only := _selection(matrix)) is not None:
+            return theta[..., only]
         return (matrix @ theta.T).T
     torch = namespace(theta)
     coo = matrix.tocoo()
     rows, cols = (torch.as_tensor(i, dtype=torch.int64, device=theta.device) for i in coo.coords)
     entries = theta[..., cols] * torch.as_tensor(coo.data, dtype=theta.dtype, device=theta.device)
     return entries.new_zeros(*theta.shape[:-1], matrix.shape[0]).index_add(-1, rows, entries)
+
+
+def _selection(matrix: sp.csr_array) -> np.ndarray | None:
+    """The column that each row picks, if each picks just one."""
+    rows = matrix.shape[0]
+    single = matrix.nnz == rows and (matrix.data == 1).all() and (matrix.indptr == np.arange(rows + 1)).all()
+    return matrix.indices if single else None
 
 
 def constant(array: np.ndarray) -> Affine:

@@ -22,8 +22,8 @@ FEW_PAIRS = 16
 
 @dataclass(frozen=True)
 class Auto(AbstractSolver, AbstractGradient):
-    """Chooses by the program: Pieces for a convex quadratic upper level, Relaxation for any other; Implicit for the
-    gradient.
+    """Chooses by the program: ActiveSet for one convex quadratic level, Pieces for two with a convex quadratic upper one,
+    Relaxation for any other; Implicit for the gradient.
 
     `program.explain()` and `layer.explain()` print the choice and its reason.
     """
@@ -36,6 +36,7 @@ class Auto(AbstractSolver, AbstractGradient):
 
     def choose(self, program: Program) -> tuple[AbstractSolver, str]:
         """The solver that fits, and why."""
+        from bigrad.solvers.active_set import ActiveSet
         from bigrad.solvers.pieces import Pieces
         from bigrad.solvers.relaxation import Relaxation
 
@@ -43,6 +44,8 @@ class Auto(AbstractSolver, AbstractGradient):
             return Relaxation(), f"The program is not quadratic: {program.why_not_quadratic}."
         if not program.convex:
             return Relaxation(), "The upper objective is quadratic but not convex in (x, y) together."
+        if not program.quadratic.sizes.y:
+            return ActiveSet(), ActiveSet().choose(program)[1]
         few = program.quadratic.sizes.pairs <= FEW_PAIRS
         solver = Pieces(starts=8, nodes=64) if few else Pieces(starts=3, nodes=0)
         return solver, solver.choose(program)[1]

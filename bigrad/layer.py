@@ -16,6 +16,7 @@ from torch.autograd.forward_ad import unpack_dual
 from bigrad.affine import flatten, unflatten
 from bigrad.auto import Auto
 from bigrad.gradients.base import AbstractGradient, attach
+from bigrad.parallel import single_torch
 from bigrad.program import Input, Program, Unknown
 from bigrad.solution import CapabilityError, InputError, Outcome, Solution, SolveError
 from bigrad.solvers.base import AbstractSolver, batch_size
@@ -79,7 +80,8 @@ class Layer(nn.Module):
 
         warm_start: Solutions of earlier calls, one per item.
         """
-        theta, batched = self._theta(values)
+        with single_torch:
+            theta, batched = self._theta(values)
         outcome = self._solve(theta, warm_start)
         if self.on_failure == "raise" and not outcome.ok.all():
             raise _failure(outcome, batched)

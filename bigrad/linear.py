@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.linalg.blas import dtrsm
+
 from bigrad.affine import Array, mv, namespace
 
 SINGULAR = 1e-11
 """Eigenvalues below this fraction of the largest, units balanced, count as zero."""
+PIVOT = 1e-6
+"""Cholesky pivots below this fraction of the largest are not trusted: the matrix is close to singular."""
 BLOCK = 16
 """Items solved at a time: few enough for their matrices to stay in the cache."""
 
@@ -30,15 +37,91 @@ def solve_free(matrix: Array, free: Array, rhs: Array) -> tuple[Array, Array]:
     first = order[:, :size]
     live = free[item, first]
     at = (item[:, :, None] * free.shape[1] + first[:, :, None]) * free.shape[1] + first[:, None, :]
-    compact = matrix.reshape(-1)[at]
-    eye = xp.eye(size, dtype=matrix.dtype, device=matrix.device)
-    compact = xp.where(live[:, :, None] & live[:, None, :], compact, eye)
-    units = _units(compact)
-    short, singular = _solve(
-        compact * units[:, :, None] * units[:, None, :], xp.where(live, rhs[item, first], 0.0) * units
-    )
-    padded = xp.concatenate([xp.where(live, short * units, 0.0), xp.zeros_like(rhs[:, size:])], -1)
+    short, singular = _solve_padded(matrix.reshape(-1)[at], live, rhs[item, first])
+    padded = xp.concatenate([xp.where(live, short, 0.0), xp.zeros_like(rhs[:, size:])], -1)
     return padded[item, xp.argsort(order, stable=True)], singular
+
+
+@dataclass(frozen=True, eq=False)
+class Bordered:
+    """The matrix [P J'; J 0] with P = root root' positive definite and lifted = root^-1 J'; each with or without a batch."""
+
+    root: Array
+    lifted: Array
+
+    def solve(self, held: Array, goal: Array, rest: Array) -> tuple[Array, Array]:
+        """Solve for (u, v) at the right-hand side (goal, rest), rows of J that are not `held` left out and their v
+        zero: ((u, v), singular).
+
+        held: bool (batch, m), goal: (batch, n), rest: (batch, m). Singular items, whose held rows are dependent, get the
+        minimum-norm v.
+        """
+        root, lifted = self.root, self.lifted
+        xp, start = namespace(root), lower_solve(root, goal[..., None])[..., 0]
+        size = int(held.sum(-1).max()) if held.shape[-1] else 0
+        order = xp.argsort(xp.where(held, 0, 1), stable=True)[:, :size]
+        item = xp.arange(len(held), device=rest.device)[:, None]
+        live = held[item, order]
+        rows = lifted.mT[order] if lifted.ndim == 2 else lifted.mT[item, order]
+        rows = xp.where(live[:, :, None], rows, 0.0)
+        dual, singular = _solve_padded(rows @ rows.mT, live, xp.where(live, mv(rows, start) - rest[item, order], 0.0))
+        v = xp.zeros_like(rest)
+        v[item, order] = dual
+        u = upper_solve(root, (start - mv(rows.mT, dual))[..., None])[..., 0]
+        return xp.concatenate([u, v], -1), singular
+
+
+def cholesky(P: Array) -> tuple[Array, Array]:
+    """Lower Cholesky factors, and which matrices are positive definite with pivots well above rounding (others: the
+    identity's).
+    """
+    xp = namespace(P)
+    if isinstance(P, np.ndarray):
+        try:
+            root, fine = np.linalg.cholesky(P), np.ones(P.shape[:-2], bool)
+        except np.linalg.LinAlgError:
+            fine = np.linalg.eigvalsh(P)[..., 0] > 0
+            root = np.linalg.cholesky(np.where(fine[..., None, None], P, np.eye(P.shape[-1])))
+    else:
+        root, failed = xp.linalg.cholesky_ex(P)
+        fine = failed == 0
+    if P.shape[-1]:
+        pivots = root[..., range(P.shape[-1]), range(P.shape[-1])]
+        fine = fine & (xp.amin(pivots, -1) > PIVOT * xp.amax(pivots, -1))
+    eye = xp.eye(P.shape[-1], dtype=P.dtype, device=P.device)
+    return xp.where(fine[..., None, None], root, eye), fine
+
+
+def lower_solve(root: Array, right: Array) -> Array:
+    """root^-1 right for lower triangular root and any right-hand sides, either with or without a batch."""
+    return _triangular(root, right, False)
+
+
+def upper_solve(root: Array, right: Array) -> Array:
+    """root'^-1 right."""
+    return _triangular(root, right, True)
+
+
+def _triangular(root: Array, right: Array, transposed: bool) -> Array:
+    if not isinstance(root, np.ndarray):
+        return namespace(root).linalg.solve_triangular(root.mT if transposed else root, right, upper=transposed)
+    if root.ndim > 2:
+        right = np.broadcast_to(right, (len(root), *right.shape[-2:]))
+        both = zip(root, right, strict=True)
+        return np.stack([dtrsm(1.0, a.T, b, trans_a=not transposed) for a, b in both])
+    wide = np.moveaxis(right, -2, 0)
+    solved = dtrsm(1.0, root.T, wide.reshape(len(root), -1), trans_a=not transposed)
+    return np.moveaxis(solved.reshape(wide.shape), 0, -2)
+
+
+def _solve_padded(matrix: Array, live: Array, rhs: Array) -> tuple[Array, Array]:
+    """Symmetric solves of which only the live rows and columns count."""
+    xp = namespace(matrix)
+    eye = xp.eye(live.shape[1], dtype=matrix.dtype, device=matrix.device)
+    matrix = xp.where(live[:, :, None] & live[:, None, :], matrix, eye)
+    units = _units(matrix)
+    short, singular = _solve(matrix * units[:, :, None] * units[:, None, :], xp.where(live, rhs, 0.0) * units)
+    return xp.where(live, short * units, 0.0), singular
 
 
 def _units(matrix: Array) -> Array:

@@ -131,6 +131,8 @@ def _collapse(P: Array, q: Array, d: Array, T: Array, m: Array) -> tuple[Array, 
     Also returns the weight by which m enters the linear term.
     """
     n = T.shape[-1]
+    if not T.shape[-2]:
+        return P, q, d, P[..., n:]
     Pzz, Pzt, Ptt = P[..., :n, :n], P[..., :n, n:], P[..., n:, n:]
     cross, weight = Pzt @ T, Pzt + T.mT @ Ptt
     return (

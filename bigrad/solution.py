@@ -89,7 +89,8 @@ class Outcome:
     z: (batch, size) values of x then y. w: all unknowns and multipliers of the program's reformulation, in the order of
     the form that was solved (`smooth` or quadratic); free: which of them were not held at zero. tight: (batch, pairs),
     the side of each pair. value and bound: upper objective, minimised. The other arrays are the fields of Stats. units:
-    (unknowns,), factors of w in which the program's numbers are of order one, None if the solver knows none.
+    (unknowns,), factors of w in which the program's numbers are of order one, None if the solver knows none. factors:
+    for one level, the KKT matrix ready for more solves (`bigrad.linear.Bordered` and its like), where the solver has it.
     """
 
     solver: str
@@ -111,6 +112,7 @@ class Outcome:
     singular: np.ndarray
     seconds: np.ndarray
     units: np.ndarray | None = None
+    factors: Any = None
 
     @staticmethod
     def join(parts: Sequence[Outcome]) -> Outcome:
@@ -119,7 +121,16 @@ class Outcome:
         joined: dict[str, Any] = {
             k: np.concatenate(v) if isinstance(v[0], np.ndarray) else v[0] for k, v in arrays.items()
         }
-        return Outcome(**joined)
+        return replace(Outcome(**joined), factors=parts[0].factors if len(parts) == 1 else None)
+
+    def with_items(self, items: np.ndarray, part: Outcome) -> Outcome:
+        """This outcome with some items replaced by those of another."""
+        arrays = {f.name: getattr(self, f.name) for f in fields(Outcome)}
+        for name, array in arrays.items():
+            if isinstance(array, np.ndarray) and name != "units":
+                arrays[name] = array.copy()
+                arrays[name][items] = getattr(part, name)
+        return Outcome(**arrays | {"factors": None})
 
     @property
     def ok(self) -> np.ndarray:

@@ -19,6 +19,7 @@ PACKAGE = ROOT / "bigrad"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 EXPORTS = [
+    "ActiveSet",
     "Auto",
     "BigradError",
     "CapabilityError",
@@ -49,6 +50,7 @@ LADDER = [
     {"solvers", "gradients"},
     {"programs"},
     {"program"},
+    {"sensitivity"},
     {"quadratic"},
     {"linear", "parallel"},
     {"affine"},
@@ -57,11 +59,12 @@ LADDER = [
 # Inside a folder too, a module imports only neighbours further down its list; those on one line do not know each other.
 INSIDE = {
     "solvers": [
+        {"active_set"},
         {"pieces", "relaxation"},
         {"branch", "verdict"},
         {"search", "stages"},
         {"piece", "starts", "uno"},
-        {"active", "convex", "diagnose", "scaling"},
+        {"active", "convex", "diagnose", "scaling", "separable"},
         {"base"},
     ],
     "gradients": [{"implicit"}, {"base"}],

@@ -24,12 +24,13 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from bigrad.affine import Array, mv
+from bigrad.affine import mv
 from bigrad.gradients.base import AbstractGradient
-from bigrad.linear import solve_free
+from bigrad.linear import Bordered, cholesky, lower_solve, solve_free
 from bigrad.parallel import single_blas, single_torch
 from bigrad.program import Program
-from bigrad.quadratic import Maps, kkt, residual
+from bigrad.quadratic import Maps, kkt, stack
+from bigrad.sensitivity import pull
 from bigrad.solution import Outcome, SingularWarning
 
 if TYPE_CHECKING:
@@ -56,60 +57,71 @@ class Implicit(AbstractGradient):
         cotangent = torch.where(ok[:, None], cotangent, 0.0)
         if outcome.smooth:
             return _smooth(program, outcome, theta, wanted, cotangent)
-        maps = program.quadratic
-        assert maps is not None
-        free = torch.as_tensor(outcome.free, device=cotangent.device)
-        with single_torch:
-            finite = tuple(torch.where(torch.isfinite(t), t, 0.0) for t in theta)
-        leaves = [t for t, w in zip(theta, wanted, strict=True) if w]
         if torch.is_grad_enabled():  # a second derivative is wanted: follow the solve itself
-            matrix, rhs = kkt(maps(finite), maps.sizes, len(free))
-            units = torch.as_tensor(_units(outcome), device=cotangent.device)
-            z = (solve_free(matrix * units[:, None] * units, free, rhs * units)[0] * units)[:, : cotangent.shape[1]]
-            grads: tuple[Tensor | None, ...] = torch.autograd.grad(
-                z, leaves, cotangent, create_graph=True, allow_unused=True
-            )
-        else:
-            adjoint = _adjoint(maps, finite, free, cotangent, _units(outcome))
-            w = torch.as_tensor(outcome.w, device=cotangent.device)
-            with single_torch, torch.enable_grad():
-                inputs = tuple(t.detach().requires_grad_(need) for t, need in zip(finite, wanted, strict=True))
-                pulled = (adjoint * residual(maps(inputs), maps.sizes, torch.where(ok[:, None], w, 0.0))).sum()
-                asked = [t for t in inputs if t.requires_grad]
-                used = pulled.requires_grad
-                grads = torch.autograd.grad(-pulled, asked, allow_unused=True) if used else (None,) * len(asked)
-        with single_torch:
-            filled = iter([torch.zeros_like(t) if g is None else g for g, t in zip(grads, leaves, strict=True)])
-        return tuple(next(filled) if need else None for need in wanted)
+            return _followed(program, outcome, theta, wanted, cotangent)
+        return _pulled(program, outcome, theta, wanted, cotangent)
+
+
+def _followed(
+    program: Program, outcome: Outcome, theta: tuple[Tensor, ...], wanted: tuple[bool, ...], cotangent: Tensor
+) -> tuple[Tensor | None, ...]:
+    """By autograd through the solve with the KKT matrix at the active set, so that the result can be differentiated again."""
+    import torch
+
+    maps, leaves = program.quadratic, [t for t, w in zip(theta, wanted, strict=True) if w]
+    assert maps is not None
+    free = torch.as_tensor(outcome.free, device=cotangent.device)
+    matrix, rhs = kkt(maps(tuple(torch.where(torch.isfinite(t), t, 0.0) for t in theta)), maps.sizes, len(free))
+    units = torch.as_tensor(_units(outcome), device=cotangent.device)
+    z = (solve_free(matrix * units[:, None] * units, free, rhs * units)[0] * units)[:, : cotangent.shape[1]]
+    grads = torch.autograd.grad(z, leaves, cotangent, create_graph=True, allow_unused=True)
+    filled = iter([torch.zeros_like(t) if g is None else g for g, t in zip(grads, leaves, strict=True)])
+    return tuple(next(filled) if need else None for need in wanted)
+
+
+def _pulled(
+    program: Program, outcome: Outcome, theta: tuple[Tensor, ...], wanted: tuple[bool, ...], cotangent: Tensor
+) -> tuple[Tensor | None, ...]:
+    """By one adjoint solve, in numpy: one BLAS thread suits small matrices."""
+    import torch
+
+    maps, fine = program.quadratic, bool(outcome.ok.all())
+    assert maps is not None
+    with single_blas, single_torch:
+        inputs = tuple((t if fine else torch.where(torch.isfinite(t), t, 0.0)).detach().cpu().numpy() for t in theta)
+        goal = cotangent.cpu().numpy()
+        adjoint = _adjoint(maps, inputs, outcome, goal)
+        grads = pull(maps, inputs, np.where(outcome.ok[:, None], outcome.w, 0.0), -adjoint, wanted)
+    return tuple(None if g is None else torch.as_tensor(g, device=cotangent.device) for g in grads)
 
 
 def _units(outcome: Outcome) -> np.ndarray:
     return np.ones(outcome.w.shape[1]) if outcome.units is None else outcome.units
 
 
-def _adjoint(maps: Maps, theta: tuple[Tensor, ...], free: Tensor, cotangent: Tensor, units: np.ndarray) -> Tensor:
-    """The a of M a = (cotangent, 0), (batch, unknowns), solved in the units in which the program was.
-
-    By numpy on the CPU, where one BLAS thread suits small matrices.
-    """
-    import torch
-
-    on_cpu = cotangent.device.type == "cpu"
-    target = torch.nn.functional.pad(cotangent, (0, free.shape[1] - cotangent.shape[1]))
-    arrays = (*theta, free, target, torch.as_tensor(units, device=cotangent.device))
-    plain: list[Array] = [a.detach().numpy() if on_cpu else a.detach() for a in arrays]
-    *inputs, held, goal, scale = plain
-    with single_blas:
-        matrix, _ = kkt(maps(tuple(inputs)), maps.sizes, len(held))
-        matrix *= scale[:, None] * scale
-        goal = goal * scale
-        adjoint, singular = solve_free(matrix, held, goal)
-    if bool(singular.any()):
-        gap = abs((mv(matrix, adjoint) - goal) * held).sum(-1)
+def _adjoint(maps: Maps, theta: tuple[np.ndarray, ...], outcome: Outcome, cotangent: np.ndarray) -> np.ndarray:
+    """The a of M a = (cotangent, 0), (batch, unknowns), solved in the units in which the program was."""
+    data, free, units = maps(theta), outcome.free, _units(outcome)
+    rest = np.zeros((len(free), free.shape[1] - cotangent.shape[1]))
+    if not maps.sizes.y:
+        factors = outcome.factors
+        if factors is None:
+            root, fine = cholesky(data.Q)
+            factors = Bordered(root, lower_solve(root, stack(data.G, data.E).mT)) if fine.all() else None
+        if factors is not None:
+            adjoint, singular = factors.solve(free[:, maps.sizes.x :], cotangent, rest)
+            if not singular[outcome.ok].any():
+                return np.where(outcome.ok[:, None], adjoint, 0.0)
+    matrix, _ = kkt(data, maps.sizes, len(free))
+    matrix *= units[:, None] * units
+    goal = np.concatenate([cotangent, rest], -1) * units
+    adjoint, singular = solve_free(matrix, free, goal)
+    if singular.any():
+        gap = abs((mv(matrix, adjoint) - goal) * free).sum(-1)
         lost = singular & (gap > 1e-6 * abs(goal).sum(-1))
-        if bool(lost.any()):
-            warnings.warn(_message([i for i, bad in enumerate(lost.tolist()) if bad]), SingularWarning, stacklevel=2)
-    return torch.as_tensor(adjoint * scale)
+        if lost.any():
+            warnings.warn(_message(np.flatnonzero(lost).tolist()), SingularWarning, stacklevel=2)
+    return adjoint * units
 
 
 def _smooth(

@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -130,7 +131,7 @@ class Pieces(AbstractSolver):
         best = search.best()
         found = np.flatnonzero(best >= 0)
         rows = best[found]
-        width, table = sizes.blocks[-1].stop, {}
+        width, table = sizes.blocks[-1].stop, dict[str, Any]()
         settled = settle(data.pick(found), sizes, search.w[rows], search.tight[rows], convex=True)
         for name, blank in (
             ("w", np.full((batch, width), np.nan)),

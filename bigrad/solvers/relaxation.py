@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -299,7 +300,7 @@ def _outcome(program: Program, verdicts: list[Verdict]) -> Outcome:
         return np.stack([blank if getattr(v, name) is None else getattr(v, name) for v in verdicts]).astype(kind)
 
     w = stack("w", (width,), float)
-    scalars = {k: stack(k, (), float) for k in ("value", "bound", "residual", "violation", "seconds")}
+    scalars: dict[str, Any] = {k: stack(k, (), float) for k in ("value", "bound", "residual", "violation", "seconds")}
     scalars |= {k: stack(k, (), int) for k in ("starts", "iterations", "biactive", "degenerate")}
     scalars |= {k: stack(k, (), bool) for k in ("strongly_stationary", "singular")}
     return Outcome(

@@ -1,0 +1,245 @@
+"""Programs that fall apart into single variables, but for one row: boxes, simplices, budgets, soft thresholds.
+
+    min sum_j 1/2 q_j y_j^2 + c_j y_j + w_j |y_j - k_j|   subject to   low <= y <= high,   a'y <= b or a'y == b
+
+For a given multiplier mu of the one row that couples, each y_j is a formula; a'y falls as mu grows, in finitely many
+straight pieces, and a safeguarded Newton method finds where it meets b, for a whole batch at once. Cominetti, Mascarenhas
+and Silva, "A Newton's method for the continuous quadratic knapsack problem", Mathematical Programming Computation, 2014.
+An absolute value comes as CVXPY writes it: a variable t without curvature, in the rows alpha y - t <= d and -alpha y - t
+<= e and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bigrad.quadratic import Data, Sizes
+
+ROUNDS = 200
+"""Most Newton steps; a dozen is usual."""
+MET = 1e-14
+"""The coupling row is met when it is off by no more than this, relative to its terms."""
+
+
+@dataclass(frozen=True, eq=False)
+class Separable:
+    """The structure of such a program; variables are those with curvature, in the order of `own`.
+
+    q: curvatures. own: their places among all variables. high, low: the row of G that bounds each above and below, -1 for
+    none. t: the place of the variable of its absolute value, and rise, fall: the two rows of that, -1 for none. slope:
+    (rows,), the coefficient in each such row of its variable. coupling: the row of (G; E) that couples, -1 for none; a:
+    its coefficients; soft: whether it is an inequality.
+    """
+
+    q: np.ndarray
+    own: np.ndarray
+    high: np.ndarray
+    low: np.ndarray
+    t: np.ndarray
+    rise: np.ndarray
+    fall: np.ndarray
+    slope: np.ndarray
+    a: np.ndarray
+    coupling: int
+    soft: bool
+
+    @staticmethod
+    def of(data: Data, sizes: Sizes) -> Separable | None:
+        """The structure of a program, or None if it has another; matrices with a batch are not looked at."""
+        if data.Q.ndim > 2 or data.G.ndim > 2 or data.E.ndim > 2:
+            return None
+        q, J = np.diag(data.Q), np.concatenate([data.G, data.E])
+        rows, n = J.shape
+        if np.count_nonzero(data.Q) > np.count_nonzero(q) or (q < 0).any() or not q.any():
+            return None
+        own, flat = np.flatnonzero(q), np.flatnonzero(q == 0)
+        which = np.full(n, -1)
+        which[own] = np.arange(len(own))
+        high, low, t, rise, fall = np.full((5, len(own)), -1)
+        slope, spare = np.zeros(rows), np.ones(rows, bool)
+        spare[sizes.upper :] = False
+        for place in flat.tolist():
+            pair = np.flatnonzero(J[:, place])
+            mates = [np.setdiff1d(np.flatnonzero(J[r]), place) for r in pair]
+            if len(pair) != 2 or not spare[pair].all() or (J[pair, place] != -1).any() or len(mates[0]) != 1:
+                return None
+            i = int(mates[0][0])
+            if mates[1].tolist() != [i] or J[pair[0], i] != -J[pair[1], i] or which[i] < 0 or t[which[i]] >= 0:
+                return None
+            rise[which[i]], fall[which[i]] = pair if J[pair[0], i] > 0 else pair[::-1]
+            t[which[i]], slope[pair], spare[pair] = place, abs(J[pair[0], i]), False
+        spare &= (J != 0).sum(1) == 1
+        for row in np.flatnonzero(spare).tolist():
+            i = int(np.flatnonzero(J[row])[0])
+            side = high if J[row, i] > 0 else low
+            if which[i] < 0 or side[which[i]] >= 0:
+                return None
+            side[which[i]], slope[row] = row, J[row, i]
+        rest = np.setdiff1d(np.arange(rows), np.concatenate([high, low, rise, fall]))
+        if len(rest) > 1:
+            return None
+        coupling = int(rest[0]) if len(rest) else -1
+        a = J[coupling] if len(rest) else np.zeros(n)
+        if a[flat].any() or (len(rest) and not a.any()):
+            return None
+        return Separable(q[own], own, high, low, t, rise, fall, slope, a[own], coupling, 0 <= coupling < sizes.upper)
+
+    def optimum(self, c: np.ndarray, d: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(z, multipliers of all rows, solved) for linear terms c (batch, n) and right-hand sides d (batch, rows)."""
+        wide = np.concatenate([d, np.full((len(d), 1), np.nan)], 1)
+        scale = np.append(self.slope, 1.0)
+        high, low, up, down = (wide[:, r] / scale[r] for r in (self.high, self.low, self.rise, self.fall))
+        high, low = np.where(self.high < 0, np.inf, high), np.where(self.low < 0, -np.inf, low)
+        weight = np.where(self.t < 0, 0.0, np.append(c, np.zeros((len(c), 1)), 1)[:, self.t])
+        kink = np.where(self.t < 0, 0.0, (up - down) / 2)
+        jump, start = weight * np.where(self.t < 0, 0.0, scale[self.rise]), -c[:, self.own]
+
+        def respond(mu: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            """y, and where it moves with mu."""
+            s = start - mu[:, None] * self.a
+            over, under = s - jump > self.q * kink, s + jump < self.q * kink
+            free = np.where(over, s - jump, np.where(under, s + jump, self.q * kink)) / self.q
+            moves = (over | under | (jump == 0)) & (free > low) & (free < high)
+            return np.clip(free, low, high), moves
+
+        mu, solved = self._balance(respond, d, start, jump, kink, low, high)
+        y, _ = respond(mu)
+        solved &= (low <= high).all(-1) & (weight >= 0).all(-1)
+        pull = start - mu[:, None] * self.a - self.q * y
+        tilt = np.clip(np.where(y > kink, jump, np.where(y < kink, -jump, pull)), -jump, jump)
+        rest = pull - tilt
+        dual = np.zeros((len(d), len(self.slope) + 1))
+        alpha = scale[self.rise]
+        for row, value in (
+            (self.high, np.where((y == high) & (rest > 0), rest, 0.0) / scale[self.high]),
+            (self.low, np.where((y == low) & (rest < 0), rest, 0.0) / scale[self.low]),
+            (self.rise, (weight + tilt / alpha) / 2),
+            (self.fall, (weight - tilt / alpha) / 2),
+        ):
+            dual[:, row] = value
+        dual[:, self.coupling] = mu if self.coupling >= 0 else 0.0
+        z = np.zeros(c.shape)
+        z[:, self.own] = y
+        bent = self.t >= 0
+        z[:, self.t[bent]] = (alpha * np.maximum(y - up, -y - down))[:, bent]
+        return z, dual[:, :-1], solved
+
+    def _balance(
+        self,
+        respond: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
+        d: np.ndarray,
+        start: np.ndarray,
+        jump: np.ndarray,
+        kink: np.ndarray,
+        low: np.ndarray,
+        high: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The multiplier of the coupling row of each item, and which were found."""
+        batch = len(d)
+        mu = np.zeros(batch)
+        if self.coupling < 0:
+            return mu, np.ones(batch, bool)
+        goal = d[:, self.coupling]
+        below, above, turns = np.full(batch, -np.inf), np.full(batch, np.inf), None
+        for _ in range(ROUNDS):
+            y, moves = respond(mu)
+            parts = self.a * y
+            off = parts.sum(-1) - goal
+            met = abs(off) <= MET * (abs(parts).sum(-1) + abs(goal))
+            met |= self.soft & (mu == 0) & (off <= 0)
+            if met.all():
+                return mu, met
+            below, above = np.where(off > 0, mu, below), np.where(off < 0, mu, above)
+            slope = (self.a**2 / self.q * moves).sum(-1)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                after = mu + off / slope
+            stuck = (slope == 0) & ~met
+            if stuck.any():
+                if turns is None:
+                    turns = self._turns(start, jump, kink, low, high)
+                after = np.where(stuck, _beyond(turns, mu, off > 0), after)
+            middle = (below + above) / 2
+            outside = ~((after > below) & (after < above)) & np.isfinite(middle)
+            after = np.where(outside, middle, after)
+            after = np.maximum(after, 0.0) if self.soft else after
+            if (met | (after == mu) | ~np.isfinite(after)).all():
+                break
+            mu = np.where(met | ~np.isfinite(after), mu, after)
+        y, _ = respond(mu)
+        parts = self.a * y
+        off = parts.sum(-1) - goal
+        close = abs(off) <= 100 * MET * (abs(parts).sum(-1) + abs(goal))
+        return mu, close | (self.soft & (mu == 0) & (off <= 0))
+
+    def _turns(
+        self, start: np.ndarray, jump: np.ndarray, kink: np.ndarray, low: np.ndarray, high: np.ndarray
+    ) -> np.ndarray:
+        """The values of mu where some y_j begins or ceases to move, sorted, (batch, 4 n)."""
+        levels = [
+            self.q * low + np.sign(low - kink) * jump,
+            self.q * high + np.sign(high - kink) * jump,
+            self.q * kink + jump,
+            self.q * kink - jump,
+        ]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            turns = np.concatenate([(start - level) / self.a for level in levels], -1)
+        return np.sort(np.where(np.isfinite(turns), turns, np.nan), -1)
+
+    def solve(self, held: np.ndarray, goal: np.ndarray, rest: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Solve [Q J'; J 0] (u, v) = (goal, rest) for each item, rows that are not `held` left out and their v zero:
+        ((u, v), singular).
+
+        held: bool (batch, rows), goal: (batch, n), rest: (batch, rows). Singular items come out meaningless.
+        """
+        none = np.zeros((len(held), 1))
+        on, ends = np.append(held, none, 1) > 0, np.append(rest, none, 1)
+        scale = np.append(self.slope, 1.0)
+        high, low, rise, fall = (on[:, r] for r in (self.high, self.low, self.rise, self.fall))
+        alpha, extra = scale[self.rise], np.append(goal, none, 1)[:, self.t]
+        corner = rise & fall
+        fixed = high | low | corner
+        lone = (self.t >= 0) & ~rise & ~fall
+        singular: Any = ((high & low) | (corner & (high | low)) | lone).any(-1)
+        at = np.where(high, ends[:, self.high] / scale[self.high], ends[:, self.low] / scale[self.low])
+        at = np.where(corner, (ends[:, self.rise] - ends[:, self.fall]) / (2 * alpha), at)
+        target = goal[:, self.own] + alpha * extra * ((rise & ~fall) * 1.0 - (fall & ~rise))
+        weight = np.where(fixed, 0.0, 1 / self.q)
+        u = np.where(fixed, at, target / self.q)
+        kappa = np.zeros(len(held))
+        if self.coupling >= 0:
+            tied, S = on[:, self.coupling], (self.a**2 * weight).sum(-1)
+            singular |= tied & (1e-12 * (self.a**2 / self.q).sum() >= S)
+            gap = (self.a * u).sum(-1) - ends[:, self.coupling]
+            kappa = np.where(tied, gap / np.where(S > 0, S, 1.0), 0.0)
+            u = u - weight * self.a * kappa[:, None]
+        left = target - self.q * u - self.a * kappa[:, None]
+        out = np.zeros((len(held), goal.shape[1] + held.shape[1] + 1))
+        v, out_z = out[:, goal.shape[1] :], out[:, : goal.shape[1]]
+        out_z[:, self.own] = u
+        for row, value in (
+            (self.high, np.where(high, left, 0.0) / scale[self.high]),
+            (self.low, np.where(low, left, 0.0) / scale[self.low]),
+            (self.rise, np.where(corner, (left / alpha - extra) / 2, np.where(rise, -extra, 0.0))),
+            (self.fall, np.where(corner, (-left / alpha - extra) / 2, np.where(fall, -extra, 0.0))),
+        ):
+            v[:, row] = value
+        if self.coupling >= 0:
+            v[:, self.coupling] = kappa
+        bent = self.t >= 0
+        slack = np.where(rise, alpha * u - ends[:, self.rise], -alpha * u - ends[:, self.fall])
+        out_z[:, self.t[bent]] = slack[:, bent]
+        return out[:, :-1], singular
+
+
+def _beyond(turns: np.ndarray, mu: np.ndarray, upwards: np.ndarray) -> np.ndarray:
+    """The middle of the next straight piece above or below mu, NaN if there is none."""
+    signed = np.where(upwards[:, None], turns, -turns[:, ::-1])
+    here = np.where(upwards, mu, -mu)
+    ahead = np.sort(np.where(signed > here[:, None], signed, np.nan), -1)[:, :2]
+    first, second = ahead[:, 0], ahead[:, -1]
+    middle = np.where(np.isnan(second), first + 1 + abs(first), (first + second) / 2)
+    return np.where(upwards, middle, -middle)
