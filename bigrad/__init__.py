@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from bigrad.auto import Auto
     from bigrad.declare import argmin, bilevel
     from bigrad.gradients.implicit import Implicit
+    from bigrad.gradients.proximal import Proximal
     from bigrad.layer import Layer
     from bigrad.program import Program
     from bigrad.solution import (
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
         SingularWarning,
         Solution,
         SolveError,
+        SolveWarning,
         Stats,
         Status,
     )
@@ -47,10 +49,12 @@ _HOMES = {
     "Layer": "layer",
     "Pieces": "solvers.pieces",
     "Program": "program",
+    "Proximal": "gradients.proximal",
     "Relaxation": "solvers.relaxation",
     "SingularWarning": "solution",
     "Solution": "solution",
     "SolveError": "solution",
+    "SolveWarning": "solution",
     "Stats": "solution",
     "Status": "solution",
     "argmin": "declare",
@@ -68,10 +72,12 @@ __all__ = [
     "Layer",
     "Pieces",
     "Program",
+    "Proximal",
     "Relaxation",
     "SingularWarning",
     "Solution",
     "SolveError",
+    "SolveWarning",
     "Stats",
     "Status",
     "argmin",

@@ -69,6 +69,10 @@ class Affine:
         """The map followed by a constant linear one on its flat entries."""
         return Affine(shape, weights @ self.base, {k: sp.csr_array(weights @ m) for k, m in self.terms.items()})
 
+    def plus(self, base: np.ndarray, terms: Mapping[int, sp.csr_array] | None = None) -> Affine:
+        """The map with a constant added, and terms for inputs that it did not depend on."""
+        return Affine(self.shape, self.base + base.ravel(), {**self.terms, **(terms or {})})
+
     def without(self, inputs: Sequence[int]) -> Affine:
         """The map with the named inputs held at zero."""
         return Affine(self.shape, self.base, {k: m for k, m in self.terms.items() if k not in set(inputs)})

@@ -117,6 +117,8 @@ def _triangular(root: Array, right: Array, transposed: bool) -> Array:
 def _solve_padded(matrix: Array, live: Array, rhs: Array) -> tuple[Array, Array]:
     """Symmetric solves of which only the live rows and columns count."""
     xp = namespace(matrix)
+    if not live.shape[1]:
+        return rhs, xp.zeros(len(rhs), dtype=bool, device=rhs.device)
     eye = xp.eye(live.shape[1], dtype=matrix.dtype, device=matrix.device)
     matrix = xp.where(live[:, :, None] & live[:, None, :], matrix, eye)
     units = _units(matrix)

@@ -6,7 +6,7 @@ What it takes in, what it gives out, and the forms in which solvers may have it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -91,8 +91,21 @@ class Program:
 
     @property
     def offers(self) -> frozenset[str]:
-        """What a gradient rule may rely on: `kkt`, the optimality conditions of both levels."""
-        return frozenset({"kkt"})
+        """What a gradient rule may rely on: `kkt`, the optimality conditions of both levels; `quadratic`, that they are
+        linear but for the pairs.
+        """
+        return frozenset({"kkt", "quadratic"} if self.quadratic else {"kkt"})
+
+    def nudged(self, weight: float) -> Program:
+        """The quadratic program with weight |v|^2 / 2 + n'v added to its minimised upper objective, v all variables in the
+        order of `unknowns`, n one more input.
+        """
+        assert self.quadratic is not None
+        own = np.concatenate([np.arange(u.place.start, u.place.stop) for u in self.unknowns])
+        more = Input(None, "nudge", (len(own),))
+        return replace(
+            self, inputs=(*self.inputs, more), quadratic=self.quadratic.nudged(own, weight, len(self.inputs))
+        )
 
     def solve(
         self,

@@ -15,10 +15,13 @@ or torch, each with or without a leading batch dimension.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from functools import cache
+from dataclasses import dataclass, fields, replace
+from functools import cache, cached_property
 from itertools import accumulate, pairwise
 from typing import NamedTuple
+
+import numpy as np
+import scipy.sparse as sp
 
 from bigrad.affine import Affine, Array, dot, mv, namespace
 
@@ -108,6 +111,29 @@ class Maps:
     K: Affine
     h: Affine
 
+    def _bent(self, theta: tuple[Array, ...], curved: str, squares: str) -> tuple[Array, Array]:
+        """The Hessian of 1/2 u'Pu in z, u = (z, T z + l), and the weight by which l enters its linear term."""
+        P, T = getattr(self, curved), getattr(self, squares)
+        if P.terms or T.terms or (theta and not isinstance(theta[0], np.ndarray)):
+            return _hessian(P(theta), T(theta))
+        if curved not in self._steady:
+            self._steady[curved] = _hessian(P(()), T(()))
+        return self._steady[curved]
+
+    @cached_property
+    def _steady(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        return {}
+
+    def nudged(self, own: np.ndarray, weight: float, k: int) -> Maps:
+        """The program with weight |v|^2 / 2 + theta_k'v added to its upper objective, v = z[own], k a new input."""
+        square, pick = np.zeros(self.Q.shape), np.zeros((self.c.shape[0], len(own)))
+        square[own, own], pick[own, np.arange(len(own))] = weight, 1.0
+        return replace(self, Q=self.Q.plus(square), c=self.c.plus(np.zeros(len(pick)), {k: sp.csr_array(pick)}))
+
+    def hessian(self, theta: tuple[Array, ...]) -> Array:
+        """Q alone."""
+        return self._bent(theta, "Q", "T")[0]
+
     @property
     def sizes(self) -> Sizes:
         """The program's dimensions."""
@@ -117,28 +143,35 @@ class Maps:
     def __call__(self, theta: tuple[Array, ...]) -> Data:
         """The data at flattened inputs `theta[k]` of shape (size_k,) or (batch, size_k)."""
         at = {f.name: getattr(self, f.name)(theta) for f in fields(self)}
-        Q, c, c0, _ = _collapse(at["Q"], at["c"], at["d"], at["T"], at["l"])
-        P, p, _, weight = _collapse(at["P"], at["p"], 0.0, at["U"], at["m"])
+        Q, c, c0, _ = _collapse(self._bent(theta, "Q", "T"), at["Q"], at["c"], at["d"], at["T"], at["l"])
+        P, p, _, weight = _collapse(self._bent(theta, "P", "U"), at["P"], at["p"], 0.0, at["U"], at["m"])
         y = P.shape[-1]
         C = at["W"][..., :y, :] + at["U"].mT @ at["W"][..., y:, :] + weight @ at["V"]
         rest = {k: at[k] for k in ("G", "g", "E", "e", "A", "B", "b", "H", "K", "h")}
         return Data(Q=Q, c=c, c0=c0, P=P, C=C, p=p, **rest)
 
 
-def _collapse(P: Array, q: Array, d: Array, T: Array, m: Array) -> tuple[Array, Array, Array, Array]:
-    """Substitute t = T z + m in 1/2 u'Pu + q'u + d, u = (z, t).
-
-    Also returns the weight by which m enters the linear term.
-    """
+def _hessian(P: Array, T: Array) -> tuple[Array, Array]:
+    """With t = T z + l in 1/2 u'Pu, u = (z, t): the Hessian in z, and the weight by which l enters the linear term."""
     n = T.shape[-1]
     if not T.shape[-2]:
-        return P, q, d, P[..., n:]
+        return P, P[..., n:]
     Pzz, Pzt, Ptt = P[..., :n, :n], P[..., :n, n:], P[..., n:, n:]
     cross, weight = Pzt @ T, Pzt + T.mT @ Ptt
+    return Pzz + cross + cross.mT + T.mT @ Ptt @ T, weight
+
+
+def _collapse(
+    bent: tuple[Array, Array], P: Array, q: Array, d: Array, T: Array, m: Array
+) -> tuple[Array, Array, Array, Array]:
+    """Substitute t = T z + m in 1/2 u'Pu + q'u + d, u = (z, t): Hessian, linear term, constant, and the weight of m."""
+    (hessian, weight), n = bent, T.shape[-1]
+    if not T.shape[-2]:
+        return hessian, q, d, weight
     return (
-        Pzz + cross + cross.mT + T.mT @ Ptt @ T,
+        hessian,
         q[..., :n] + mv(T.mT, q[..., n:]) + mv(weight, m),
-        d + dot(q[..., n:], m) + dot(mv(Ptt, m), m) / 2,
+        d + dot(q[..., n:], m) + dot(mv(P[..., n:, n:], m), m) / 2,
         weight,
     )
 

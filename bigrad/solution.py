@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -132,7 +133,7 @@ class Outcome:
                 arrays[name][items] = getattr(part, name)
         return Outcome(**arrays | {"factors": None})
 
-    @property
+    @cached_property
     def ok(self) -> np.ndarray:
         """Which items hold a usable point, bool (batch,)."""
         return np.array([s.ok for s in self.status], dtype=bool)
@@ -202,6 +203,10 @@ class CapabilityError(BigradError, TypeError):
 
 class SingularWarning(UserWarning):
     """A gradient was asked for where the solution is not unique; the minimum-norm choice was returned."""
+
+
+class SolveWarning(UserWarning):
+    """A further solve that a gradient rule needs failed; the gradients concerned are NaN."""
 
 
 class SolveError(BigradError, RuntimeError):

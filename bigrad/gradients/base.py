@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from bigrad.program import Program
@@ -34,17 +35,28 @@ class AbstractGradient(ABC):
 
 def attach(rule: AbstractGradient, program: Program, outcome: Outcome, z: Tensor, theta: tuple[Tensor, ...]) -> Tensor:
     """z as a differentiable function of theta, by the rule."""
+    attached: Tensor = _function().apply(rule, program, outcome, z, *theta)
+    return attached
+
+
+@cache
+def _function() -> Any:
+    """The package's only autograd function; made when torch is first needed."""
     from torch.autograd import Function
 
     class Attached(Function):
         @staticmethod
-        def forward(ctx: Any, z: Tensor, *theta: Tensor) -> Tensor:
+        def forward(
+            ctx: Any, rule: AbstractGradient, program: Program, outcome: Outcome, z: Tensor, *theta: Tensor
+        ) -> Tensor:
+            ctx.rule, ctx.program, ctx.outcome = rule, program, outcome
             ctx.save_for_backward(*theta)
             return z.clone()
 
         @staticmethod
         def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
-            wanted = ctx.needs_input_grad[1:]
-            return (None, *rule.pull_back(program, outcome, ctx.saved_tensors, wanted, cotangent))
+            wanted = ctx.needs_input_grad[4:]
+            pulled = ctx.rule.pull_back(ctx.program, ctx.outcome, ctx.saved_tensors, wanted, cotangent)
+            return (None, None, None, None, *pulled)
 
-    return Attached.apply(z, *theta)
+    return Attached

@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import daqp
@@ -22,7 +23,7 @@ from bigrad.affine import mv
 from bigrad.linear import Bordered, cholesky, lower_solve
 from bigrad.parallel import single_blas
 from bigrad.program import Program
-from bigrad.quadratic import Data, Sizes, stack, value
+from bigrad.quadratic import Data, Maps, Sizes, stack, value
 from bigrad.solution import Outcome, Point, Status
 from bigrad.solvers.active import near_zero
 from bigrad.solvers.base import AbstractSolver, batch_size
@@ -64,7 +65,7 @@ class ActiveSet(AbstractSolver):
         ready = ~program.invalid(theta, batch)
         with single_blas:
             data = maps(theta if ready.all() else tuple(np.where(np.isfinite(t), t, 0.0) for t in theta))
-            outcome = settled(data, maps.sizes, batch)
+            outcome = settled(data, maps.sizes, batch, _form(maps))
         done = ready & outcome.ok
         seconds = (time.perf_counter() - begun) / batch
         outcome = replace(outcome, seconds=np.full(batch, seconds))
@@ -76,12 +77,20 @@ class ActiveSet(AbstractSolver):
         return outcome.with_items(rest, slow)
 
 
-def settled(data: Data, sizes: Sizes, batch: int) -> Outcome:
+@lru_cache(maxsize=64)
+def _form(maps: Maps) -> Separable | None:
+    """The program's separable structure, if its matrices are constant."""
+    if any(block.terms for block in (maps.Q, maps.T, maps.G, maps.E)):
+        return None
+    return Separable.of(maps.hessian(()), maps.G(()), maps.E(()))
+
+
+def settled(data: Data, sizes: Sizes, batch: int, form: Separable | None) -> Outcome:
     """The answers of a batch, exact and with their measurements; FAILED where this road does not lead to one."""
     n, soft = sizes.x, sizes.upper
     J, ends = stack(data.G, data.E), stack(data.g[..., None], data.e[..., None])
     c, d = np.broadcast_to(data.c, (batch, n)), np.broadcast_to(ends[..., 0], (batch, ends.shape[-2]))
-    factors, w, held, good = _closed(data, sizes, c, d) or _dense(data.Q, J, c, d, soft)
+    factors, w, held, good = _closed(form, c, d, soft) if form else _dense(data.Q, J, c, d, soft)
     z, gamma = w[:, :n], w[:, n : n + soft]
     gap = d - mv(J, z)
     slack = gap[:, :soft]
@@ -120,14 +129,11 @@ Answer = tuple[Any, np.ndarray, np.ndarray, np.ndarray]
 """Factors for the adjoint, unknowns, rows held, and which items are answered."""
 
 
-def _closed(data: Data, sizes: Sizes, c: np.ndarray, d: np.ndarray) -> Answer | None:
+def _closed(form: Separable, c: np.ndarray, d: np.ndarray, soft: int) -> Answer:
     """By formula, where the program separates."""
-    form = Separable.of(data, sizes)
-    if form is None:
-        return None
     z, dual, good = form.optimum(c, d)
     held = dual > 0
-    held[:, sizes.upper :] = True
+    held[:, soft:] = True
     return form, np.concatenate([z, dual], -1), held, good
 
 

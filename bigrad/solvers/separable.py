@@ -17,8 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from bigrad.quadratic import Data, Sizes
-
 ROUNDS = 200
 """Most Newton steps; a dozen is usual."""
 MET = 1e-14
@@ -48,20 +46,18 @@ class Separable:
     soft: bool
 
     @staticmethod
-    def of(data: Data, sizes: Sizes) -> Separable | None:
-        """The structure of a program, or None if it has another; matrices with a batch are not looked at."""
-        if data.Q.ndim > 2 or data.G.ndim > 2 or data.E.ndim > 2:
-            return None
-        q, J = np.diag(data.Q), np.concatenate([data.G, data.E])
+    def of(Q: np.ndarray, G: np.ndarray, E: np.ndarray) -> Separable | None:
+        """The structure of the program min 1/2 z'Qz + c'z with Gz <= g, Ez == e; None if it has another."""
+        q, J = np.diag(Q), np.concatenate([G, E])
         rows, n = J.shape
-        if np.count_nonzero(data.Q) > np.count_nonzero(q) or (q < 0).any() or not q.any():
+        if np.count_nonzero(Q) > np.count_nonzero(q) or (q < 0).any() or not q.any():
             return None
         own, flat = np.flatnonzero(q), np.flatnonzero(q == 0)
         which = np.full(n, -1)
         which[own] = np.arange(len(own))
         high, low, t, rise, fall = np.full((5, len(own)), -1)
         slope, spare = np.zeros(rows), np.ones(rows, bool)
-        spare[sizes.upper :] = False
+        spare[len(G) :] = False
         for place in flat.tolist():
             pair = np.flatnonzero(J[:, place])
             mates = [np.setdiff1d(np.flatnonzero(J[r]), place) for r in pair]
@@ -86,7 +82,7 @@ class Separable:
         a = J[coupling] if len(rest) else np.zeros(n)
         if a[flat].any() or (len(rest) and not a.any()):
             return None
-        return Separable(q[own], own, high, low, t, rise, fall, slope, a[own], coupling, 0 <= coupling < sizes.upper)
+        return Separable(q[own], own, high, low, t, rise, fall, slope, a[own], coupling, 0 <= coupling < len(G))
 
     def optimum(self, c: np.ndarray, d: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(z, multipliers of all rows, solved) for linear terms c (batch, n) and right-hand sides d (batch, rows)."""
@@ -98,9 +94,15 @@ class Separable:
         kink = np.where(self.t < 0, 0.0, (up - down) / 2)
         jump, start = weight * np.where(self.t < 0, 0.0, scale[self.rise]), -c[:, self.own]
 
+        bent = bool((self.t >= 0).any())
+
         def respond(mu: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             """y, and where it moves with mu."""
             s = start - mu[:, None] * self.a
+            if not bent:
+                free = s / self.q
+                y = np.clip(free, low, high)
+                return y, y == free
             over, under = s - jump > self.q * kink, s + jump < self.q * kink
             free = np.where(over, s - jump, np.where(under, s + jump, self.q * kink)) / self.q
             moves = (over | under | (jump == 0)) & (free > low) & (free < high)
@@ -124,8 +126,8 @@ class Separable:
         dual[:, self.coupling] = mu if self.coupling >= 0 else 0.0
         z = np.zeros(c.shape)
         z[:, self.own] = y
-        bent = self.t >= 0
-        z[:, self.t[bent]] = (alpha * np.maximum(y - up, -y - down))[:, bent]
+        squares = self.t >= 0
+        z[:, self.t[squares]] = (alpha * np.maximum(y - up, -y - down))[:, squares]
         return z, dual[:, :-1], solved
 
     def _balance(
