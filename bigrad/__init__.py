@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         Status,
     )
     from bigrad.solvers.active_set import ActiveSet
+    from bigrad.solvers.mehrotra import Mehrotra
     from bigrad.solvers.pieces import Pieces
     from bigrad.solvers.relaxation import Relaxation
 
@@ -47,6 +48,7 @@ _HOMES = {
     "Implicit": "gradients.implicit",
     "InputError": "solution",
     "Layer": "layer",
+    "Mehrotra": "solvers.mehrotra",
     "Pieces": "solvers.pieces",
     "Program": "program",
     "Proximal": "gradients.proximal",
@@ -70,6 +72,7 @@ __all__ = [
     "Implicit",
     "InputError",
     "Layer",
+    "Mehrotra",
     "Pieces",
     "Program",
     "Proximal",

@@ -50,6 +50,12 @@ class Auto(AbstractSolver, AbstractGradient):
         solver = Pieces(starts=8, nodes=64) if few else Pieces(starts=3, nodes=0)
         return solver, solver.choose(program)[1]
 
+    def on_accelerator(self, program: Program) -> AbstractSolver:
+        """The solver for inputs that lie on an accelerator: one that works there if it takes the program, else itself."""
+        from bigrad.solvers.mehrotra import Mehrotra
+
+        return self if Mehrotra().accepts(program) else Mehrotra()
+
     def solve(
         self, program: Program, theta: tuple[np.ndarray, ...], warm_start: Sequence[Point | None] | None = None
     ) -> Outcome:

@@ -86,7 +86,8 @@ class Layer(nn.Module):
         if self.on_failure == "raise" and not outcome.ok.all():
             raise _failure(outcome, batched)
         first = values[0] if values else torch.zeros((), dtype=torch.float64)
-        z = torch.as_tensor(np.where(outcome.ok[:, None], outcome.z, np.nan), device=first.device)
+        ok = torch.as_tensor(outcome.ok[:, None], device=first.device)
+        z = torch.where(ok, torch.as_tensor(outcome.z, device=first.device), torch.nan)
         wanted = torch.is_grad_enabled() and any(t.requires_grad for t in theta)
         if wanted or any(
             unpack_dual(t).tangent is not None for t in theta
@@ -106,7 +107,7 @@ class Layer(nn.Module):
         verify: re-solve each follower with another solver and report `stats.follower_gap`.
         """
         theta, _ = self._theta(values)
-        outcome = self._solve(theta, warm_start)
+        outcome = self._solve(theta, warm_start).on_host()
         inputs = self.program.inputs
         given = {inputs[k].handle: v.detach().double().cpu().numpy() for k, v in zip(self._order, values, strict=True)}
         given |= {inputs[k].handle: v.numpy() for k, v in self._fixed.items()}
@@ -125,7 +126,11 @@ class Layer(nn.Module):
         points = None if warm_start is None else self.program.points(warm_start)
         if points is not None and len(points) != (need := batch_size(theta)):
             raise InputError(f"warm_start has {len(points)} Solutions for a batch of {need}; give one per item.")
-        return self.solver.solve(self.program, tuple(t.detach().cpu().numpy() for t in theta), points)
+        solver = self.solver
+        if isinstance(solver, Auto) and any(t.is_cuda for t in theta):
+            solver = solver.on_accelerator(self.program)
+        given = tuple(t.detach() if solver.on_device else t.detach().cpu().numpy() for t in theta)
+        return solver.solve(self.program, given, points)
 
     def _theta(self, values: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], bool]:
         """The program's inputs, flattened, in float64 and in the program's order, and whether any has a batch dimension."""

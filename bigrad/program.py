@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from bigrad.affine import flatten, unflatten
+from bigrad.affine import Array, flatten, namespace, unflatten
 from bigrad.quadratic import Maps
 from bigrad.solution import CapabilityError, InputError, Outcome, Point, Solution
 
@@ -184,12 +184,12 @@ class Program:
             found.append(Solution(outcome.status[i], self.sign * float(value), lower, stats, values, outcome.point(i)))
         return found
 
-    def invalid(self, theta: Sequence[np.ndarray], batch: int) -> np.ndarray:
+    def invalid(self, theta: Sequence[Array], batch: int) -> np.ndarray:
         """Items with a NaN, an infinity or a wrong sign among their inputs, bool (batch,)."""
         bad = np.zeros(batch, bool)
         for i, value in zip(self.inputs, theta, strict=True):
-            wrong = value * i.sign < 0 if i.sign else np.zeros(value.shape, bool)
-            bad |= ~(np.isfinite(value) & ~wrong).all(-1)
+            fine = namespace(value).isfinite(value)
+            bad |= ~np.asarray((fine & (value * i.sign >= 0) if i.sign else fine).all(-1).tolist(), dtype=bool)
         return bad
 
     def _given(self, values: Mapping[Any, Any]) -> dict[Any, np.ndarray]:

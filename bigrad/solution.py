@@ -97,9 +97,9 @@ class Outcome:
     solver: str
     smooth: bool
     status: np.ndarray
-    z: np.ndarray
-    w: np.ndarray
-    free: np.ndarray
+    z: Any
+    w: Any
+    free: Any
     tight: np.ndarray
     value: np.ndarray
     bound: np.ndarray
@@ -125,13 +125,23 @@ class Outcome:
         return replace(Outcome(**joined), factors=parts[0].factors if len(parts) == 1 else None)
 
     def with_items(self, items: np.ndarray, part: Outcome) -> Outcome:
-        """This outcome with some items replaced by those of another."""
+        """This outcome with some items replaced by those of another, whose arrays are numpy's."""
         arrays = {f.name: getattr(self, f.name) for f in fields(Outcome)}
         for name, array in arrays.items():
-            if isinstance(array, np.ndarray) and name != "units":
-                arrays[name] = array.copy()
-                arrays[name][items] = getattr(part, name)
+            if name in ("solver", "smooth", "units", "factors"):
+                continue
+            fresh = getattr(part, name)
+            if not isinstance(array, np.ndarray):
+                fresh = array.new_tensor(fresh, dtype=array.dtype)
+            arrays[name] = array.copy() if isinstance(array, np.ndarray) else array.clone()
+            arrays[name][items] = fresh
         return Outcome(**arrays | {"factors": None})
+
+    def on_host(self) -> Outcome:
+        """This outcome with numpy arrays only."""
+        arrays: dict[str, Any] = {k: getattr(self, k) for k in ("z", "w", "free")}
+        moved: dict[str, Any] = {k: v if isinstance(v, np.ndarray) else v.cpu().numpy() for k, v in arrays.items()}
+        return replace(self, **moved, factors=self.factors if isinstance(self.w, np.ndarray) else None)
 
     @cached_property
     def ok(self) -> np.ndarray:

@@ -27,6 +27,7 @@ EXPORTS = [
     "Implicit",
     "InputError",
     "Layer",
+    "Mehrotra",
     "Pieces",
     "Program",
     "Proximal",
@@ -61,12 +62,13 @@ LADDER = [
 # Inside a folder too, a module imports only neighbours further down its list; those on one line do not know each other.
 INSIDE = {
     "solvers": [
+        {"mehrotra"},
         {"active_set"},
         {"pieces", "relaxation"},
         {"branch", "verdict"},
         {"search", "stages"},
         {"piece", "starts", "uno"},
-        {"active", "convex", "diagnose", "scaling", "separable"},
+        {"active", "convex", "diagnose", "interior", "scaling", "separable"},
         {"base"},
     ],
     "gradients": [{"implicit", "proximal"}, {"base"}],

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from bigrad.affine import mv
+from bigrad.affine import Array, mv, namespace
 from bigrad.gradients.base import AbstractGradient
 from bigrad.linear import Bordered, cholesky, lower_solve, solve_free
 from bigrad.parallel import single_blas, single_torch
@@ -87,11 +87,17 @@ def _pulled(
 
     maps, fine = program.quadratic, bool(outcome.ok.all())
     assert maps is not None
+    on_host = isinstance(outcome.w, np.ndarray)
+
+    def plain(t: Tensor) -> Array:
+        return t.detach().cpu().numpy() if on_host else t.detach()
+
     with single_blas, single_torch:
-        inputs = tuple((t if fine else torch.where(torch.isfinite(t), t, 0.0)).detach().cpu().numpy() for t in theta)
-        goal = cotangent.cpu().numpy()
-        adjoint = _adjoint(maps, inputs, outcome, goal)
-        grads = pull(maps, inputs, np.where(outcome.ok[:, None], outcome.w, 0.0), -adjoint, wanted)
+        inputs = tuple(plain(t if fine else torch.where(torch.isfinite(t), t, 0.0)) for t in theta)
+        ok = outcome.ok if on_host else torch.as_tensor(outcome.ok, device=outcome.w.device)
+        adjoint = _adjoint(maps, inputs, outcome, ok, plain(cotangent))
+        w = outcome.w if fine else namespace(outcome.w).where(ok[:, None], outcome.w, 0.0)
+        grads = pull(maps, inputs, w, -adjoint, wanted)
     return tuple(None if g is None else torch.as_tensor(g, device=cotangent.device) for g in grads)
 
 
@@ -99,10 +105,10 @@ def _units(outcome: Outcome) -> np.ndarray:
     return np.ones(outcome.w.shape[1]) if outcome.units is None else outcome.units
 
 
-def _adjoint(maps: Maps, theta: tuple[np.ndarray, ...], outcome: Outcome, cotangent: np.ndarray) -> np.ndarray:
+def _adjoint(maps: Maps, theta: tuple[Array, ...], outcome: Outcome, ok: Array, cotangent: Array) -> Array:
     """The a of M a = (cotangent, 0), (batch, unknowns), solved in the units in which the program was."""
-    data, free, units = maps(theta), outcome.free, _units(outcome)
-    rest = np.zeros((len(free), free.shape[1] - cotangent.shape[1]))
+    xp, data, free = namespace(cotangent), maps(theta), outcome.free
+    rest = xp.zeros_like(free[:, cotangent.shape[1] :], dtype=cotangent.dtype)
     if not maps.sizes.y:
         factors = outcome.factors
         if factors is None:
@@ -110,17 +116,18 @@ def _adjoint(maps: Maps, theta: tuple[np.ndarray, ...], outcome: Outcome, cotang
             factors = Bordered(root, lower_solve(root, stack(data.G, data.E).mT)) if fine.all() else None
         if factors is not None:
             adjoint, singular = factors.solve(free[:, maps.sizes.x :], cotangent, rest)
-            if not singular[outcome.ok].any():
-                return np.where(outcome.ok[:, None], adjoint, 0.0)
+            if not bool((singular & ok).any()):
+                return xp.where(ok[:, None], adjoint, 0.0)
     matrix, _ = kkt(data, maps.sizes, len(free))
+    units = xp.ones_like(rest[0, :1]) if outcome.units is None else outcome.units
     matrix *= units[:, None] * units
-    goal = np.concatenate([cotangent, rest], -1) * units
+    goal = xp.concatenate([cotangent, rest], -1) * units
     adjoint, singular = solve_free(matrix, free, goal)
-    if singular.any():
+    if bool(singular.any()):
         gap = abs((mv(matrix, adjoint) - goal) * free).sum(-1)
         lost = singular & (gap > 1e-6 * abs(goal).sum(-1))
-        if lost.any():
-            warnings.warn(_message(np.flatnonzero(lost).tolist()), SingularWarning, stacklevel=2)
+        if bool(lost.any()):
+            warnings.warn(_message([i for i, bad in enumerate(lost.tolist()) if bad]), SingularWarning, stacklevel=2)
     return adjoint * units
 
 

@@ -70,7 +70,7 @@ class Proximal(AbstractGradient):
         fine = outcome.ok & np.all([np.isfinite(w).all(-1) for w in ends], axis=0)
         if lost := np.flatnonzero(outcome.ok & ~fine).tolist():
             warnings.warn(
-                f"{self}: the nudged program has no solution at items {lost}; their gradients are NaN. Take a smaller tau or a positive rho.",
+                f"{self}: no solution of the nudged program at items {lost}: NaN gradients. Take a smaller tau, or a positive rho.",
                 SolveWarning,
                 stacklevel=2,
             )

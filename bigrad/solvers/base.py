@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-
-import numpy as np
+from typing import ClassVar
 
 from bigrad.affine import Array
 from bigrad.program import Program
@@ -21,7 +20,12 @@ PROVEN = 1e-7
 
 
 class AbstractSolver(ABC):
-    """How the forward pass is computed. Subclasses are final, frozen dataclasses of hyper-parameters."""
+    """How the forward pass is computed. Subclasses are final, frozen dataclasses of hyper-parameters.
+
+    on_device: whether theta may be torch tensors, which then stay on their device.
+    """
+
+    on_device: ClassVar[bool] = False
 
     @abstractmethod
     def accepts(self, program: Program) -> str | None:
@@ -29,7 +33,7 @@ class AbstractSolver(ABC):
 
     @abstractmethod
     def solve(
-        self, program: Program, theta: tuple[np.ndarray, ...], warm_start: Sequence[Point | None] | None = None
+        self, program: Program, theta: tuple[Array, ...], warm_start: Sequence[Point | None] | None = None
     ) -> Outcome:
         """Solve a batch: theta[k] is input k flattened, (size,) or (batch, size). Failures are statuses, never
         exceptions.
