@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bigrad.auto import Auto
 from bigrad.program import Program
@@ -13,7 +13,11 @@ if TYPE_CHECKING:
     import cvxpy as cp
 
 
-def bilevel(upper: cp.Problem, lower: cp.Problem, responds: Sequence[cp.Variable]) -> Program:
+def bilevel(
+    upper: cp.Problem,
+    lower: cp.Problem | Sequence[cp.Problem],
+    responds: Sequence[cp.Variable] | Sequence[Sequence[cp.Variable]],
+) -> Program:
     """Declare a bilevel program: the leader solves `upper`, knowing that the follower answers with a solution of
     `lower`.
 
@@ -29,12 +33,55 @@ def bilevel(upper: cp.Problem, lower: cp.Problem, responds: Sequence[cp.Variable
     The lower level must be convex in the follower's variables and reduce to linear constraints with a convex quadratic
     objective, and be DPP once the leader's variables are taken as parameters. The upper level may be anything smooth,
     or convex. Raises DeclarationError, with what to change, for a declaration that cannot mean what it says.
+
+    Prices: the upper problem may mention `c.dual_variables[0]` of any equality or inequality c of the lower problem that
+    involves the follower. Where the follower's dual solution is not unique, the leader picks among them too.
+
+    Several followers: a list of lower problems and a list of lists of variables, `bilevel(upper, [f, g], responds=[[y],
+    [z]])`. Each follower takes the leader's decision and the others' variables as given; together they are in a Nash
+    equilibrium, of which the leader picks the one that it likes best. Each problem must be convex in its own variables.
     """
     import cvxpy as cp
 
-    for name, problem in (("upper", upper), ("lower", lower)):
+    problems = list(lower) if isinstance(lower, list | tuple) else [lower]
+    names = [f"lower[{k}]" for k in range(len(problems))] if isinstance(lower, list | tuple) else ["lower"]
+    if not problems:
+        raise DeclarationError("bilevel(upper, []): give at least one lower problem.")
+    for name, problem in zip(("upper", *names), (upper, *problems), strict=True):
         if not isinstance(problem, cp.Problem):
             raise DeclarationError(f"bilevel(…): {name} is a {type(problem).__name__}; give a cvxpy.Problem.")
+    answers = _lists(responds) if isinstance(lower, list | tuple) else [_answers(responds)]
+    if len(answers) != len(problems):
+        raise DeclarationError(
+            f"bilevel(…): {len(problems)} lower problems and {len(answers)} lists in responds; give one list of variables for each "
+            "problem, like responds=[[y], [z]]."
+        )
+    from bigrad.programs.cvxpy import declare
+
+    return declare(upper, problems, answers, Auto())
+
+
+def _lists(responds: Any) -> list[list[cp.Variable]]:
+    """One list of variables per follower."""
+    import cvxpy as cp
+
+    if isinstance(responds, cp.Variable) or not isinstance(responds, Sequence):
+        raise DeclarationError(
+            f"bilevel(…, responds={responds!r}): with a list of lower problems, give a list of lists of variables, one for each."
+        )
+    for k, answers in enumerate(responds):
+        if isinstance(answers, cp.Variable):
+            raise DeclarationError(
+                f"bilevel(…, responds=…): with a list of lower problems, responds[{k}] must be the list of that follower's variables, "
+                f"like [{answers.name()}]."
+            )
+    return [_answers(answers) for answers in responds]
+
+
+def _answers(responds: Any) -> list[cp.Variable]:
+    """The variables of one follower."""
+    import cvxpy as cp
+
     try:
         answers = [responds] if isinstance(responds, cp.Variable) else list(responds)
     except TypeError:
@@ -46,9 +93,7 @@ def bilevel(upper: cp.Problem, lower: cp.Problem, responds: Sequence[cp.Variable
             raise DeclarationError(
                 f"bilevel(…, responds=…): {v!r} is not a cvxpy.Variable; name the follower's variables."
             )
-    from bigrad.programs.cvxpy import declare
-
-    return declare(upper, lower, answers, Auto())
+    return answers
 
 
 def argmin(problem: cp.Problem) -> Program:

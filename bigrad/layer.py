@@ -17,7 +17,7 @@ from bigrad.affine import flatten, unflatten
 from bigrad.auto import Auto
 from bigrad.gradients.base import AbstractGradient, attach
 from bigrad.parallel import single_torch
-from bigrad.program import Input, Program, Unknown
+from bigrad.program import Input, Price, Program, Unknown
 from bigrad.solution import CapabilityError, InputError, Outcome, Solution, SolveError
 from bigrad.solvers.base import AbstractSolver, batch_size
 
@@ -28,7 +28,8 @@ class Layer(nn.Module):
         x_star, y_star = Layer(program, parameters=[c], variables=[x, y])(c_values)
 
     parameters: CVXPY Parameters, in the order of the call; parameters of the program that are left out keep the
-    `.value` they have now. variables: the variables to return, in that order, of either level. solver, gradient:
+    `.value` they have now. variables: the variables to return, in that order, of either level; the price of a lower
+    constraint c is `c.dual_variables[0]`. solver, gradient:
     objects; `Auto()` chooses both. on_failure: "raise" raises SolveError, naming the items, their statuses and what to
     do; "nan" returns NaN for those items, with zero gradients, and the others unharmed.
 
@@ -62,7 +63,7 @@ class Layer(nn.Module):
         self._order = [_position(p, program.inputs, "parameter") for p in parameters]
         if len(set(self._order)) < len(self._order):
             raise InputError("Layer(parameters=…): a parameter is named twice.")
-        self._variables = [_position(v, program.unknowns, "variable") for v in variables]
+        self._variables = [_position(v, (*program.unknowns, *program.prices), "variable") for v in variables]
         if not self._variables:
             raise InputError("Layer(variables=[]): name at least one variable to return.")
         self._fixed = {k: self._own(i) for k, i in enumerate(program.inputs) if k not in self._order}
@@ -86,17 +87,18 @@ class Layer(nn.Module):
         if self.on_failure == "raise" and not outcome.ok.all():
             raise _failure(outcome, batched)
         first = values[0] if values else torch.zeros((), dtype=torch.float64)
+        known = outcome.z if all(isinstance(u, Unknown) for u in self._shown) else outcome.w[:, : self._inner.stop]
         ok = torch.as_tensor(outcome.ok[:, None], device=first.device)
-        z = torch.where(ok, torch.as_tensor(outcome.z, device=first.device), torch.nan)
+        v = torch.where(ok, torch.as_tensor(known, device=first.device), torch.nan)
         wanted = torch.is_grad_enabled() and any(t.requires_grad for t in theta)
         if wanted or any(
             unpack_dual(t).tangent is not None for t in theta
         ):  # forward mode has no rule: attached, it raises
-            z = attach(self.gradient, self.program, outcome, z, theta)
+            v = attach(self.gradient, self.program, outcome, v, theta)
         if not batched:
-            z = z[0]
+            v = v[0]
         dtype = first.dtype if first.is_floating_point() else torch.get_default_dtype()
-        return tuple(unflatten(z[..., u.place], u.shape).to(dtype) for u in self._shown)
+        return tuple(unflatten(u.read(v, self._inner), u.shape).to(dtype) for u in self._shown)
 
     def solve(
         self, *values: Tensor, warm_start: Sequence[Solution] | None = None, verify: bool = False
@@ -119,8 +121,13 @@ class Layer(nn.Module):
         return f"{self.program.explain(self.solver)}\nGradient: {rule}, the implicit function theorem at the solution's own active set."
 
     @property
-    def _shown(self) -> list[Unknown]:
-        return [self.program.unknowns[k] for k in self._variables]
+    def _shown(self) -> list[Unknown | Price]:
+        known: list[Unknown | Price] = [*self.program.unknowns, *self.program.prices]
+        return [known[k] for k in self._variables]
+
+    @property
+    def _inner(self) -> slice:
+        return self.program.multipliers
 
     def _solve(self, theta: tuple[Tensor, ...], warm_start: Sequence[Solution] | None) -> Outcome:
         points = None if warm_start is None else self.program.points(warm_start)
@@ -162,12 +169,12 @@ class Layer(nn.Module):
         return tuple(flat[k] for k in range(len(self.program.inputs))), bool(batch)
 
 
-def _position(handle: Any, known: Sequence[Input | Unknown], kind: str) -> int:
+def _position(handle: Any, known: Sequence[Input | Unknown | Price], kind: str) -> int:
     """Where the program keeps one of the user's own objects."""
     for k, entry in enumerate(known):
         if entry.handle is handle:
             return k
-    names = ", ".join(k.name for k in known) or "none"
+    names = ", ".join(k.name for k in known if not isinstance(k, Price)) or "none"
     raise InputError(f"Layer({kind}s=…): {handle} is not a {kind} of this program, which has: {names}.")
 
 

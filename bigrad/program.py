@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from bigrad.affine import Array, flatten, namespace, unflatten
+from bigrad.affine import Affine, Array, flatten, namespace, unflatten
 from bigrad.quadratic import Maps
 from bigrad.solution import CapabilityError, InputError, Outcome, Point, Solution
 
@@ -39,6 +39,24 @@ class Unknown:
     leader: bool
     place: slice
 
+    def read(self, v: Array, multipliers: slice) -> Array:
+        """Its flat value in v = (x, y, …), or in the part z = (x, y) of it."""
+        return v[..., self.place]
+
+
+@dataclass(frozen=True, eq=False)
+class Price:
+    """The price of one lower constraint: its dual variable, a name, its shape, and the linear map to it from (lam, nu)."""
+
+    handle: Any
+    name: str
+    shape: tuple[int, ...]
+    weights: Affine
+
+    def read(self, v: Array, multipliers: slice) -> Array:
+        """Its flat value in v, whose multipliers (lam, nu) stand in the slice."""
+        return self.weights((v[..., multipliers],))
+
 
 class Solver(Protocol):
     """What a program needs of a solver; bigrad/solvers/base.py has the contract."""
@@ -61,11 +79,15 @@ class Source(Protocol):
     def publish(self, values: Mapping[Any, np.ndarray | None]) -> None:
         """Fill `.value` of the user's variables (None clears it)."""
 
-    def lower_value(self, inputs: Mapping[Any, np.ndarray], values: Mapping[Any, np.ndarray]) -> float:
-        """Lower objective in the user's own sense."""
+    def lower_value(
+        self, inputs: Mapping[Any, np.ndarray], values: Mapping[Any, np.ndarray]
+    ) -> float | tuple[float, ...]:
+        """Lower objective in the user's own sense; one for each of several followers."""
 
     def follower_gap(self, inputs: Mapping[Any, np.ndarray], values: Mapping[Any, np.ndarray]) -> float:
-        """Lower objective at the point minus its optimum for the same x, by an independent solver."""
+        """Lower objective at the point minus its optimum for the same x, by an independent solver; the largest of several
+        followers', each against the answers of the others.
+        """
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +97,8 @@ class Program:
 
     quadratic: the program as a bilevel quadratic program, or None. convex: whether its upper level is convex in z = (x,
     y). smooth: the program as a smooth program with complementarity pairs, built when first needed. sign: +1 where the
-    leader minimises, -1 where it maximises.
+    leader minimises, -1 where it maximises. prices: the prices of the lower constraints that involve a follower. followers:
+    how many there are.
     """
 
     inputs: tuple[Input, ...]
@@ -88,6 +111,19 @@ class Program:
     source: Source = field(repr=False)
     default: Solver = field(repr=False)
     rebuild: tuple[Any, ...] = field(repr=False)
+    prices: tuple[Price, ...] = field(default=(), repr=False)
+    followers: int = 1
+
+    @property
+    def layout(self) -> Any:
+        """The sizes of the form in which solvers have the program, and with them the order of w."""
+        return self.quadratic.sizes if self.quadratic else self.smooth.layout
+
+    @property
+    def multipliers(self) -> slice:
+        """Where (lam, nu) stand in w."""
+        _, _, lam, nu, *_ = self.layout.blocks
+        return slice(lam.start, nu.stop)
 
     @property
     def offers(self) -> frozenset[str]:
@@ -117,7 +153,8 @@ class Program:
     ) -> Solution:
         """Solve at the given parameter values, fill `.value` of the user's variables, and return the Solution.
 
-        values: maps parameters to arrays of their shapes; those left out take their own `.value`. solver:
+        The dual values of lower constraints are filled too. values: maps parameters to arrays of their shapes; those left
+        out take their own `.value`. solver:
         `bigrad.Auto()` if left out. warm_start: a Solution of this program to start from. verify: re-solve the follower
         at the returned x with another solver and report `stats.follower_gap`. Failures are statuses, not exceptions;
         values that do not fit raise InputError, a solver that cannot take the program CapabilityError.
@@ -127,14 +164,13 @@ class Program:
         theta = tuple(flatten(given[i.handle], len(i.shape)) for i in self.inputs)
         outcome = solver.solve(self, theta, None if warm_start is None else self.points([warm_start]))
         solution = self.solutions(outcome, given, verify=verify)[0]
-        self.source.publish(
-            {u.handle: solution.values[u.handle].copy() if solution.status.ok else None for u in self.unknowns}
-        )
+        found = {**solution.values, **solution.prices}
+        self.source.publish({k: v.copy() if solution.status.ok else None for k, v in found.items()})
         return solution
 
     def points(self, solutions: Sequence[Solution]) -> list[Point | None]:
         """Where solves may start from, checked to be of this program."""
-        layout = self.quadratic.sizes if self.quadratic else self.smooth.layout
+        layout = self.layout
         points = [s.point for s in solutions]
         for i, point in enumerate(points):
             if point is not None and (len(point.z), len(point.tight)) != (layout.x + layout.y, layout.pairs):
@@ -153,7 +189,8 @@ class Program:
         kind = "quadratic" if self.quadratic else f"smooth ({self.why_not_quadratic})"
         leader = sum(int(np.prod(u.shape)) for u in self.unknowns if u.leader)
         follower = sum(int(np.prod(u.shape)) for u in self.unknowns if not u.leader)
-        whose = f"leader {leader}, follower {follower}" if follower else str(leader)
+        who = "follower" if self.followers == 1 else f"{self.followers} followers"
+        whose = f"leader {leader}, {who} {follower}" if follower else str(leader)
         lines = [
             f"{'Bilevel' if follower else 'One-level'} program, {kind}. Variables: {whose}. Parameters: {len(self.inputs)}."
         ]
@@ -172,16 +209,19 @@ class Program:
 
         `given` maps parameters to arrays with or without the batch dimension.
         """
+        prices = [(p.handle, p.shape, p.read(outcome.w, self.multipliers)) for p in self.prices]
         found = []
         for i in range(len(outcome.status)):
             ok, inputs = outcome.status[i].ok, {k: _item(v, i, k.ndim) for k, v in given.items()}
             z, value = (outcome.z[i].copy(), outcome.value[i]) if ok else (np.full(outcome.z.shape[1], np.nan), np.nan)
             values = {u.handle: unflatten(z[u.place], u.shape) for u in self.unknowns}
+            priced = {h: unflatten(a[i] if ok else np.full(a.shape[1], np.nan), s) for h, s, a in prices}
             stats = outcome.stats(i, self.sign)
             lower = self.source.lower_value(inputs, values) if ok else np.nan
             if verify and ok:
                 stats = stats.with_gap(self.source.follower_gap(inputs, values))
-            found.append(Solution(outcome.status[i], self.sign * float(value), lower, stats, values, outcome.point(i)))
+            point, value = outcome.point(i), self.sign * float(value)
+            found.append(Solution(outcome.status[i], value, lower, stats, values, priced, point))
         return found
 
     def invalid(self, theta: Sequence[Array], batch: int) -> np.ndarray:

@@ -11,6 +11,11 @@ with Lagrangian
 
 Stationarity in lam gives tau = A sigma, so (v, sigma, kappa, eta, gamma, eps) is the whole unknown w. Arrays are numpy
 or torch, each with or without a leading batch dimension.
+
+Prices: where the upper level mentions the follower's multipliers, z is all of v, and Q, c, G and E have as many columns.
+
+Several followers: y holds the variables of all, and row i of Py + Cx + p + A'lam + H'nu is the stationarity of the one
+who chooses y_i, so that P is not symmetric in a game; `Maps.own` marks what each sees of its own Hessian.
 """
 
 from __future__ import annotations
@@ -71,6 +76,11 @@ class Sizes(NamedTuple):
         return sum(self[:4])
 
     @property
+    def answers(self) -> int:
+        """Length of (x, y)."""
+        return self.x + self.y
+
+    @property
     def blocks(self) -> tuple[slice, ...]:
         """Slices of w = (x, y, lam, nu, sigma, kappa, eta, gamma, eps)."""
         return _blocks(self)
@@ -86,7 +96,9 @@ def _blocks(sizes: Sizes) -> tuple[slice, ...]:
 class Maps:
     """Affine maps from the inputs to the blocks, squares of affine expressions still factored.
 
-    Upper level: 1/2 u'Qu + c'u + d with u = (z, T z + l). Lower: 1/2 u'Pu + (p + Wx)'u with u = (y, U y + V x + m).
+    Upper level: 1/2 u'Qu + c'u + d with u = (z, T z + l). Lower: 1/2 u'Pu + (p + Wx)'u with u = (y, U y + V x + m). In a
+    game, W and V have further columns for y: what each follower sees of the others. own: None, or bool (y, y), which
+    entries of P are second derivatives of one follower's objective in its own variables.
     """
 
     Q: Affine
@@ -110,6 +122,7 @@ class Maps:
     H: Affine
     K: Affine
     h: Affine
+    own: np.ndarray | None = None
 
     def _bent(self, theta: tuple[Array, ...], curved: str, squares: str) -> tuple[Array, Array]:
         """The Hessian of 1/2 u'Pu in z, u = (z, T z + l), and the weight by which l enters its linear term."""
@@ -142,11 +155,14 @@ class Maps:
 
     def __call__(self, theta: tuple[Array, ...]) -> Data:
         """The data at flattened inputs `theta[k]` of shape (size_k,) or (batch, size_k)."""
-        at = {f.name: getattr(self, f.name)(theta) for f in fields(self)}
+        at = {f.name: getattr(self, f.name)(theta) for f in fields(self) if f.name != "own"}
         Q, c, c0, _ = _collapse(self._bent(theta, "Q", "T"), at["Q"], at["c"], at["d"], at["T"], at["l"])
         P, p, _, weight = _collapse(self._bent(theta, "P", "U"), at["P"], at["p"], 0.0, at["U"], at["m"])
         y = P.shape[-1]
         C = at["W"][..., :y, :] + at["U"].mT @ at["W"][..., y:, :] + weight @ at["V"]
+        if self.own is not None:
+            x = self.sizes.x
+            P, C = P + C[..., x:], C[..., :x]
         rest = {k: at[k] for k in ("G", "g", "E", "e", "A", "B", "b", "H", "K", "h")}
         return Data(Q=Q, c=c, c0=c0, P=P, C=C, p=p, **rest)
 
@@ -176,6 +192,11 @@ def _collapse(
     )
 
 
+def apart(P: Array, own: np.ndarray | None) -> tuple[Array, Array | None]:
+    """P as each follower sees it alone, and the rest, None where nobody sees another (`Maps.own`)."""
+    return (P, None) if own is None else (P * own, P * ~own)
+
+
 def stack(*blocks: Array) -> Array:
     """The blocks' rows one above the other, with or without a batch."""
     xp, leads = namespace(blocks[0]), {m.shape[:-2] for m in blocks}
@@ -190,27 +211,30 @@ def beside(*blocks: Array) -> Array:
     return stack(*(m.mT for m in blocks)).mT
 
 
-def value(data: Data, z: Array) -> Array:
-    """Upper objective at z = (x, y), minimised sense, shape (batch,)."""
+def value(data: Data, v: Array) -> Array:
+    """Upper objective at v or w, of which it reads the first entries, minimised sense, shape (batch,)."""
+    z = v[..., : data.Q.shape[-1]]
     return dot(mv(data.Q, z), z) / 2 + dot(data.c, z) + data.c0
 
 
 def residual(data: Data, sizes: Sizes, w: Array) -> Array:
     """Gradient of the Lagrangian in w (tau left out): zero in every component that is free at a solution."""
     x, y, lam, nu, sigma, kappa, eta, gamma, eps = (w[..., s] for s in sizes.blocks)
-    z = w[..., : sizes.x + sizes.y]
+    width = data.Q.shape[-1]
+    z = w[..., :width]
     xp = namespace(w)
     lower = xp.concatenate(
         [
             mv(data.C.mT, sigma) + mv(data.B.mT, kappa) + mv(data.K.mT, eta),
-            mv(data.P, sigma) + mv(data.A.mT, kappa) + mv(data.H.mT, eta),
+            mv(data.P.mT, sigma) + mv(data.A.mT, kappa) + mv(data.H.mT, eta),
+            mv(data.A, sigma),
+            mv(data.H, sigma),
         ],
         -1,
     )
     parts = [
-        mv(data.Q, z) + data.c + mv(data.G.mT, gamma) + mv(data.E.mT, eps) + lower,
-        mv(data.A, sigma),
-        mv(data.H, sigma),
+        mv(data.Q, z) + data.c + mv(data.G.mT, gamma) + mv(data.E.mT, eps) + lower[..., :width],
+        lower[..., width:],
         mv(data.C, x) + mv(data.P, y) + data.p + mv(data.A.mT, lam) + mv(data.H.mT, nu),
         mv(data.A, y) + mv(data.B, x) - data.b,
         mv(data.H, y) + mv(data.K, x) - data.h,
@@ -220,10 +244,20 @@ def residual(data: Data, sizes: Sizes, w: Array) -> Array:
     return xp.concatenate(parts, -1)
 
 
+def crossing(data: Data, sizes: Sizes, w: Array) -> Array:
+    """tau, the multipliers of lam >= 0 that stationarity in lam asks for, (batch, pairs)."""
+    _, _, lam, _, sigma, _, _, gamma, eps = sizes.blocks
+    tau = mv(data.A, w[..., sigma])
+    if (width := data.Q.shape[-1]) > lam.start:
+        pull = mv(data.Q, w[..., :width]) + data.c + mv(data.G.mT, w[..., gamma]) + mv(data.E.mT, w[..., eps])
+        tau = tau + pull[..., lam]
+    return tau
+
+
 def kkt(data: Data, sizes: Sizes, batch: int) -> tuple[Array, Array]:
     """The symmetric matrix M and right-hand side r with residual(w) = M w - r, of shapes (batch, n, n) and (batch, n)."""
     x, y, lam, nu, sigma, kappa, eta, gamma, eps = blocks = sizes.blocks
-    z = slice(0, sizes.x + sizes.y)
+    z = slice(0, data.Q.shape[-1])
     matrix = namespace(data.P).zeros((batch, eps.stop, eps.stop), dtype=data.P.dtype, device=data.P.device)
     matrix[:, z, z] = data.Q
     for row, column, block in (

@@ -25,7 +25,8 @@ def pull(maps: Maps, theta: Sequence[Array], w: Array, a: Array, wanted: Sequenc
     xp, sizes = namespace(w), maps.sizes
     x, y, lam, nu, sigma, kappa, eta, gamma, eps = (w[..., s] for s in sizes.blocks)
     dx, dy, dlam, dnu, dsigma, dkappa, deta, dgamma, deps = (a[..., s] for s in sizes.blocks)
-    z, dz = (v[..., : sizes.x + sizes.y] for v in (w, a))
+    z, dz = (v[..., : maps.G.shape[1]] for v in (w, a))
+    others, dothers = (x, dx) if maps.own is None else (v[..., : sizes.answers] for v in (w, a))
 
     def lifted(map_: Affine, main: Array, *rest: Array) -> Array:
         return xp.concatenate([main, sum(rest, mv(map_(theta), main))], -1)
@@ -47,9 +48,9 @@ def pull(maps: Maps, theta: Sequence[Array], w: Array, a: Array, wanted: Sequenc
         outers += [(maps.Q, [(du, u)]), (maps.T, [(slope, dz), (bend, z)])]
     if _moves(maps.P, maps.p, maps.U, maps.m):
         n, P, V, W = y.shape[-1], maps.P(theta), maps.V(theta), maps.W(theta)
-        u, du = lifted(maps.U, y, mv(V, x), maps.m(theta)), lifted(maps.U, dy, mv(V, dx))
+        u, du = lifted(maps.U, y, mv(V, others), maps.m(theta)), lifted(maps.U, dy, mv(V, dothers))
         su, dsu = lifted(maps.U, sigma), lifted(maps.U, dsigma)
-        slope, dslope = (mv(P, u) + maps.p(theta) + mv(W, x))[..., n:], (mv(P, du) + mv(W, dx))[..., n:]
+        slope, dslope = (mv(P, u) + maps.p(theta) + mv(W, others))[..., n:], (mv(P, du) + mv(W, dothers))[..., n:]
         bend, dbend = mv(P, su)[..., n:], mv(P, dsu)[..., n:]
         vectors += [(maps.p, dsu), (maps.m, dbend)]
         outers += [

@@ -24,6 +24,9 @@ class Status(Enum):
     NOT_FOUND = "No bilevel-feasible point was found, and none is proven not to exist; try more starts."
     INFEASIBLE_LOWER = "Infeasible follower: no leader decision leaves the follower a feasible answer."
     INFEASIBLE_UPPER = "Infeasible: no point satisfies the upper constraints (with two levels: none that is an answer of the follower)."
+    NO_EQUILIBRIUM = (
+        "No equilibrium: at no leader decision can the optimality conditions of all followers hold together."
+    )
     UNBOUNDED_LOWER = "Unbounded follower: its objective has no minimum for any leader decision."
     UNBOUNDED_UPPER = "Unbounded: the upper objective improves without limit over feasible points."
     NONCONVEX_LOWER = (
@@ -173,25 +176,28 @@ class Outcome:
 class Solution:
     """A frozen result: `solution[x]` is the value of variable x, NaN where the status is not ok.
 
-    value: upper objective in the user's own sense. lower_value: lower objective in the user's own sense.
-    point: where a later solve may start from; None where the status is not ok.
+    `solution[c.dual_variables[0]]` is the price of the lower constraint c. value: upper objective in the user's own sense.
+    lower_value: lower objective in the user's own sense, a tuple of them for several followers. point: where a later
+    solve may start from; None where the status is not ok.
     """
 
     status: Status
     value: float
-    lower_value: float
+    lower_value: float | tuple[float, ...]
     stats: Stats
     values: Mapping[Any, np.ndarray] = field(repr=False)
+    prices: Mapping[Any, np.ndarray] = field(default_factory=dict, repr=False)
     point: Point | None = field(default=None, repr=False)
 
     def __getitem__(self, variable: Any) -> np.ndarray:
-        """Value of one of the program's variables, in its own shape."""
+        """Value of one of the program's variables or prices, in its own shape."""
         try:
-            return self.values[variable]
+            return self.values[variable] if variable in self.values else self.prices[variable]
         except KeyError:
             known = ", ".join(str(v) for v in self.values)
             raise KeyError(
-                f"{type(variable).__name__} '{variable}' is not a variable of this program, which has {known}."
+                f"{type(variable).__name__} '{variable}' is not a variable of this program, which has {known}; "
+                f"nor the dual variable of a lower constraint that involves the follower."
             ) from None
 
 

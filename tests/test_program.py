@@ -45,7 +45,7 @@ REFUSED = {
         lambda: bg.bilevel(cp.Minimize(X2), cp.Problem(cp.Minimize(Y2)), [Y]),
         "upper is a Minimize; give a cvxpy.Problem",
     ),
-    "a lower list": (lambda: bg.bilevel(cp.Problem(cp.Minimize(X2)), [Y >= 0], [Y]), "lower is a list; give a cvxpy.Problem"),
+    "a lower list": (lambda: bg.bilevel(cp.Problem(cp.Minimize(X2)), [Y >= 0], [Y]), r"lower\[0\] is a Inequality; give a cvxpy.Problem"),
     "a concave lower objective": (lambda: declare(X2, -Y2, [Y]), "not convex in the follower's variables.*Only a convex lower level"),
     "a convex lower objective, maximised": (lambda: declare(X2, cp.Maximize(Y2), [Y]), "not convex in the follower's variables"),
     "a nonconvex lower constraint": (lambda: declare(X2, Y2, [Y], below=[cp.square(Y) >= 1]), "the constraint .* breaks CVXPY's DCP rules"),

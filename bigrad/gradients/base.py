@@ -28,13 +28,14 @@ class AbstractGradient(ABC):
         """The vector-Jacobian product of the solution map.
 
         theta[k]: input k flattened, (size,) or (batch, size), float64. wanted[k]: whether its gradient is needed.
-        cotangent: (batch, n) over z = (x, y). Returns one gradient per input, None where not wanted. With grad mode on,
-        the result must itself be differentiable in theta and cotangent, or an error: never a silent zero.
+        cotangent: (batch, n) over the first n entries of w: z = (x, y), or v with the multipliers. Returns one gradient
+        per input, None where not wanted. With grad mode on, the result must itself be differentiable in theta and
+        cotangent, or an error: never a silent zero.
         """
 
 
 def attach(rule: AbstractGradient, program: Program, outcome: Outcome, z: Tensor, theta: tuple[Tensor, ...]) -> Tensor:
-    """z as a differentiable function of theta, by the rule."""
+    """z, the first entries of w, as a differentiable function of theta, by the rule."""
     attached: Tensor = _function().apply(rule, program, outcome, z, *theta)
     return attached
 

@@ -115,7 +115,8 @@ def _adjoint(maps: Maps, theta: tuple[Array, ...], outcome: Outcome, ok: Array, 
             root, fine = cholesky(data.Q)
             factors = Bordered(root, lower_solve(root, stack(data.G, data.E).mT)) if fine.all() else None
         if factors is not None:
-            adjoint, singular = factors.solve(free[:, maps.sizes.x :], cotangent, rest)
+            goal, n = xp.concatenate([cotangent, rest], -1), maps.sizes.x
+            adjoint, singular = factors.solve(free[:, n:], goal[:, :n], goal[:, n:])
             if not bool((singular & ok).any()):
                 return xp.where(ok[:, None], adjoint, 0.0)
     matrix, _ = kkt(data, maps.sizes, len(free))

@@ -28,7 +28,7 @@ import numpy as np
 from bigrad.gradients.base import AbstractGradient
 from bigrad.program import Program
 from bigrad.sensitivity import pull
-from bigrad.solution import InputError, Outcome, SolveWarning
+from bigrad.solution import CapabilityError, InputError, Outcome, SolveWarning
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,7 +64,12 @@ class Proximal(AbstractGradient):
             raise NotImplementedError(f"{self} has no second derivatives. Use Implicit() for them.")
         maps = program.quadratic
         assert maps is not None
-        inputs, goal = tuple(t.cpu().numpy() for t in theta), cotangent.cpu().numpy()
+        inputs, goal, size = tuple(t.cpu().numpy() for t in theta), cotangent.cpu().numpy(), outcome.z.shape[1]
+        if goal[:, size:].any():
+            raise CapabilityError(
+                f"{self} steps along variables only, and the loss has a gradient in prices. Use Implicit()."
+            )
+        goal, outcome = goal[:, :size], outcome.on_host()
         steps = (self.tau, -self.tau) if self.central else (self.tau, 0.0)
         ends = [self._solve(program, outcome, inputs, step * goal) for step in steps]
         fine = outcome.ok & np.all([np.isfinite(w).all(-1) for w in ends], axis=0)

@@ -8,38 +8,52 @@ import cvxpy as cp
 import numpy as np
 
 from bigrad.affine import Affine, constant
-from bigrad.programs.canonical import Level
+from bigrad.programs.canonical import Level, touches
 from bigrad.programs.roles import Roles
 from bigrad.quadratic import Maps
 
 
-def assemble(upper: Level, lower: Level, roles: Roles, plain: Mapping[int, cp.Variable], stand_ins: list[int]) -> Maps:
-    """The Maps of the bilevel program; `stand_ins` are the positions of the leader's variables among the lower level's inputs."""
+def assemble(
+    upper: Level,
+    lower: Level,
+    roles: Roles,
+    plain: Mapping[int, cp.Variable],
+    stand_ins: Sequence[int],
+    multipliers: Sequence[cp.Variable] = (),
+) -> Maps:
+    """The Maps of the bilevel program.
+
+    stand_ins: the positions among the lower level's inputs of the leader's variables, then, if there are several
+    followers, of theirs. multipliers: the variable of the upper level that stands for (lam, nu), if it mentions prices.
+    """
 
     def columns(level: Level, variables: Sequence[cp.Variable]) -> np.ndarray:
         own = [
-            np.arange(v.size) + level.offsets[plain[v.id].id]
-            if plain[v.id].id in level.offsets
-            else np.full(v.size, -1)
-            for v in variables
+            np.arange(v.size) + level.offsets[v.id] if v.id in level.offsets else np.full(v.size, -1) for v in variables
         ]
         return np.concatenate([*own, np.zeros(0, int)]).astype(int)
 
+    leader, follower = ([plain[v.id] for v in part] for part in (roles.leader, roles.follower))
+
     def auxiliary(level: Level) -> np.ndarray:
-        return np.setdiff1d(np.arange(level.size), columns(level, (*roles.leader, *roles.follower)))
+        return np.setdiff1d(np.arange(level.size), columns(level, (*leader, *follower, *multipliers)))
 
-    xs, ys = columns(upper, roles.leader), columns(upper, roles.follower)
+    xs, ys = columns(upper, leader), columns(upper, follower)
     extra, below = auxiliary(upper), auxiliary(lower)
-    z = np.concatenate([xs, extra, ys, np.full(len(below), -1)])
-    y = np.concatenate([columns(lower, roles.follower), below])
-    sizes = [v.size for v in roles.leader]
+    z = np.concatenate([xs, extra, ys, np.full(len(below), -1), columns(upper, multipliers)])
+    y = np.concatenate([columns(lower, follower), below])
+    mine, theirs = stand_ins[: len(leader)], stand_ins[len(leader) :]
+    coupled = any(k in block.terms for block in (lower.q, lower.l) for k in theirs)
 
-    def slope(block: Affine) -> Affine:
-        rows = block.base.size
-        return constant(np.hstack([block.slope(stand_ins, sizes), np.zeros((rows, len(extra)))]))
+    def slope(block: Affine, both: bool = False) -> Affine:
+        parts = [block.slope(mine, [v.size for v in leader]), np.zeros((block.base.size, len(extra)))]
+        if both:
+            parts += [block.slope(theirs, [v.size for v in follower]), np.zeros((block.base.size, len(below)))]
+        return constant(np.hstack(parts))
 
     Q, c, T = _arranged(upper, z)
     P, p, U = _arranged(lower, y)
+    W, V = slope(p, coupled), slope(lower.l, coupled)
     eq, ineq = np.arange(upper.equalities), np.arange(upper.equalities, upper.b.shape[0])
     leq, lineq = np.arange(lower.equalities), np.arange(lower.equalities, lower.b.shape[0])
     free = lower.b.without(stand_ins)
@@ -49,10 +63,20 @@ def assemble(upper: Level, lower: Level, roles: Roles, plain: Mapping[int, cp.Va
         Q=Q, c=c, d=upper.d, T=T, l=upper.l,
         G=_rows(upper.A, ineq, z), g=upper.b.rows(ineq, (len(ineq),)),
         E=_rows(upper.A, eq, z), e=upper.b.rows(eq, (len(eq),)),
-        P=P, p=p.without(stand_ins), W=slope(p), U=U, V=slope(lower.l), m=lower.l.without(stand_ins),
+        P=P, p=p.without(stand_ins), W=W, U=U, V=V, m=lower.l.without(stand_ins),
         A=_rows(lower.A, lineq, y), B=_pick(against, lineq), b=free.rows(lineq, (len(lineq),)),
         H=_rows(lower.A, leq, y), K=_pick(against, leq), h=free.rows(leq, (len(leq),)),
+        own=_own(P, W, U, V) if coupled else None,
     )  # fmt: skip
+
+
+def _own(P: Affine, W: Affine, U: Affine, V: Affine) -> np.ndarray:
+    """Bool (y, y): entries of the followers' stationarity in which no one sees a variable of another."""
+    y = U.shape[1]
+    squares, linear, chain, shift = (touches(m).astype(int) for m in (P, W, U, V))
+    weight = squares[:y, y:] + chain.T @ squares[y:, y:]
+    seen = linear[:y] + chain.T @ linear[y:] + weight @ shift
+    return np.logical_not(seen[:, -y:].astype(bool))
 
 
 def _arranged(level: Level, z: np.ndarray) -> tuple[Affine, Affine, Affine]:

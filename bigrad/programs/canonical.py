@@ -30,7 +30,8 @@ class Level:
     rows, then `A z <= b`.
 
     `offsets` gives the position in z of each variable by CVXPY id; the caller's come first, in the caller's order, then
-    auxiliaries.
+    auxiliaries. origin: the rows of the stuffed program by these rows; it takes the multipliers of the latter to those of
+    the former, for rows that the caller wrote.
     """
 
     offsets: dict[int, int]
@@ -43,12 +44,16 @@ class Level:
     l: Affine  # noqa: E741
     A: Affine
     b: Affine
+    origin: sp.csr_array
 
 
 def empty() -> Level:
     """A level without variables."""
     vector, matrix = constant(np.zeros(0)), constant(np.zeros((0, 0)))
-    return Level({}, 0, 0, P=matrix, q=vector, d=constant(np.zeros(())), T=matrix, l=vector, A=matrix, b=vector)
+    none = sp.csr_array((0, 0))
+    return Level(
+        {}, 0, 0, P=matrix, q=vector, d=constant(np.zeros(())), T=matrix, l=vector, A=matrix, b=vector, origin=none
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,13 +78,26 @@ def cones_beyond_linear(program: ParamConeProg) -> list[str]:
 
 def stuff(objective: cp.Expression, constraints: Sequence[cp.Constraint]) -> ParamConeProg:
     """CVXPY's own parametrised cone program for `minimize objective`, quadratic terms kept, curvature taken on trust."""
+    return stuff_and_locate(objective, constraints)[0]
+
+
+def stuff_and_locate(
+    objective: cp.Expression, constraints: Sequence[cp.Constraint]
+) -> tuple[ParamConeProg, list[slice]]:
+    """The same, and which rows of the cone program each constraint became; auxiliary rows are no one's."""
     with scopes.quad_form_dpp_scope():
-        reduction = Dcp2Cone(quad_obj=True)
+        reduction, own = Dcp2Cone(quad_obj=True), []
         goal, rows = reduction.canonicalize_tree(cp.Minimize(objective), True)
         for constraint in constraints:
+            if isinstance(constraint, cp.constraints.NonPos):  # CVXPY's stuffing would drop it without a word
+                constraint = -constraint.args[0] >= 0
             row, extra = reduction.canonicalize_tree(constraint, False)
+            own.append(row.id)
             rows += [*extra, row]
-        return ConeMatrixStuffing(quad_obj=True).apply(cp.Problem(goal, rows))[0]
+        program = ConeMatrixStuffing(quad_obj=True).apply(cp.Problem(goal, rows))[0]
+    ends = np.cumsum([0, *(c.size for c in program.constraints)])
+    at = {c.id: slice(int(a), int(b)) for c, a, b in zip(program.constraints, ends, ends[1:], strict=False)}
+    return program, [at[i] for i in own]
 
 
 def level(program: ParamConeProg, variables: Sequence[cp.Variable], inputs: Sequence[cp.Parameter]) -> Level:
@@ -122,6 +140,7 @@ def level(program: ParamConeProg, variables: Sequence[cp.Variable], inputs: Sequ
             np.full(len(others) * len(kept), -1.0)
         ),
         b=matrix.rows(others + rows * n, (len(others),)),
+        origin=sp.csr_array((np.ones(len(others)), (others, np.arange(len(others)))), shape=(rows, len(others))),
     )
     return _without_caps(found, len(known))
 
@@ -133,11 +152,11 @@ def _without_caps(level: Level, own: int) -> Level:
     auxiliaries, and is bounded once on one side, so the number of rows does not grow.
     """
     width, rows = level.size, level.b.shape[0]
-    moving = _touches(replace(level.A, base=0 * level.A.base))
+    moving = touches(replace(level.A, base=0 * level.A.base))
     fixed = level.A.base.reshape(rows, width)
-    there = _touches(level.A)
+    there = touches(level.A)
     priced = np.concatenate(
-        [_touches(m)[:, :width] for m in (level.P, replace(level.q, shape=(1, *level.q.shape)), level.T)]
+        [touches(m)[:, :width] for m in (level.P, replace(level.q, shape=(1, *level.q.shape)), level.T)]
     ).any(0)
     alone = there[:, own:].sum(1) == 1
     up, down = (fixed > 0).sum(0), (fixed < 0).sum(0)
@@ -172,10 +191,11 @@ def _without_caps(level: Level, own: int) -> Level:
         T=level.T.rows((squares[:, None] * width + keep).ravel(), (len(squares), len(keep))),
         A=A.rows((np.arange(mix.shape[0])[:, None] * width + keep).ravel(), (mix.shape[0], len(keep))),
         b=level.b.mixed(mix, (mix.shape[0],)),
+        origin=sp.csr_array(level.origin @ mix.T),
     )
 
 
-def _touches(block: Affine) -> np.ndarray:
+def touches(block: Affine) -> np.ndarray:
     """Entries of a block that are not identically zero, in its shape."""
     sizes = sum((abs(m).sum(1) for m in block.terms.values()), abs(block.base))
     return np.reshape(sizes > 0, block.shape)

@@ -1,4 +1,4 @@
-"""Front end for two CVXPY problems: from the declaration to the Program and the forms that solvers may have it in."""
+"""Front end for CVXPY problems: from the declaration to the Program and the forms that solvers may have it in."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from bigrad.programs import canonical, expressions
 from bigrad.programs.assemble import assemble
 from bigrad.programs.canonical import Level
 from bigrad.programs.checks import check_lower, check_upper
+from bigrad.programs.prices import Prices, in_cone, in_level
 from bigrad.programs.roles import Roles, declared_bounds, declared_sign, sort_roles
 from bigrad.programs.smooth import Smooth
 from bigrad.programs.source import Source
@@ -20,23 +21,22 @@ from bigrad.quadratic import Maps
 from bigrad.solution import DeclarationError
 
 
-def declare(upper: cp.Problem, lower: cp.Problem, responds: Sequence[cp.Variable], default: Solver) -> Program:
-    """The Program of two CVXPY problems; `bigrad.bilevel` documents the arguments."""
+def declare(
+    upper: cp.Problem, lower: Sequence[cp.Problem], responds: Sequence[Sequence[cp.Variable]], default: Solver
+) -> Program:
+    """The Program of CVXPY problems, one below for each follower; `bigrad.bilevel` documents the arguments."""
     roles = sort_roles(upper, lower, responds)
     source = Source(upper, lower, roles)
-    answer, stand_in = source.answer, source.stand_in
-
-    rows: list[cp.Constraint] = []
-    shared: list[cp.Constraint] = []
-    for constraint in lower.constraints:
-        follower = any(v.id in answer for v in constraint.variables())
-        (rows if follower else shared).append(constraint)
     plain = {id(v): source.plain[v.id] for v in (*roles.leader, *roles.follower)}
-    below = source.below
-    check_lower(below, {p.id: v for v, p in zip(roles.leader, stand_in.values(), strict=True)})
-    pseudo = list(stand_in.values())
+    below, pseudo = source.below, list(source.stand_in.values())
+    known = {p.id: v for v, p in zip((*roles.leader, *roles.follower), pseudo, strict=False)}
+    for k, problem in enumerate(source.belows):
+        try:
+            check_lower(problem, known)
+        except DeclarationError as error:
+            raise error if len(lower) == 1 else DeclarationError(f"Follower {k}: {error}") from None
     inputs = [*roles.parameters, *pseudo]
-    cone = canonical.stuff(below.objective.expr, below.constraints)
+    cone, places = canonical.stuff_and_locate(below.objective.expr, below.constraints)
     if beyond := canonical.cones_beyond_linear(cone):
         raise DeclarationError(
             f"The lower problem needs the cones {', '.join(beyond)}; a lower level must reduce to linear equalities and "
@@ -44,19 +44,34 @@ def declare(upper: cp.Problem, lower: cp.Problem, responds: Sequence[cp.Variable
             "semidefinite constraints of the follower have no exact road here yet."
         )
     level = canonical.level(cone, [source.plain[v.id] for v in roles.follower], inputs)
+    priced = {c.id for c in roles.priced}
+    rows = [(c, at) for c, at in zip(source.rows, places, strict=True) if c is not None and c.id in priced]
 
     sign = 1.0 if isinstance(upper.objective, cp.Minimize) else -1.0
-    objective = (upper.objective.expr if sign > 0 else -upper.objective.expr).tree_copy(plain)
-    above = [c.tree_copy(plain) for c in (*upper.constraints, *shared)] + declared_bounds(roles.leader, plain)
-    maps, convex, reason = quadratic_form(objective, above, level, roles, source.plain)
+    bounds = declared_bounds(roles.leader, plain)
+
+    def above(prices: Prices) -> tuple[cp.Expression, list[cp.Constraint]]:
+        """The upper level, minimised, in plain variables."""
+        swap = plain | prices.swap(roles.asked)
+        objective = (upper.objective.expr if sign > 0 else -upper.objective.expr).tree_copy(swap)
+        return objective, [c.tree_copy(swap) for c in (*upper.constraints, *source.shared)] + bounds
+
+    prices = in_level(rows, level)
+    multipliers = prices.multipliers if roles.asked else None
+    objective, constraints = above(prices)
+    maps, convex, reason = quadratic_form(objective, constraints, level, roles, source.plain, multipliers)
+    in_full = in_cone(rows, cone.constr_size, cone.cone_dims.zero)
+    if roles.asked:
+        objective, constraints = above(in_full)
     smooth = Smooth(
         objective=objective,
-        constraints=tuple(above),
+        constraints=tuple(constraints),
         leader=tuple(source.plain[v.id] for v in roles.leader),
         follower=tuple(source.plain[v.id] for v in roles.follower),
         parameters=tuple(roles.parameters),
         cone=cone,
         stand_ins=tuple(pseudo),
+        multipliers=in_full.multipliers if roles.asked else None,
     )
     if maps is None:
         smooth.check(reason)
@@ -72,22 +87,29 @@ def declare(upper: cp.Problem, lower: cp.Problem, responds: Sequence[cp.Variable
         default=default,
         rebuild=(
             _reload,
-            (upper.objective, upper.constraints, lower.objective, lower.constraints, list(responds), default),
+            (
+                (upper.objective, upper.constraints),
+                [(problem.objective, problem.constraints) for problem in lower],
+                [list(answers) for answers in responds],
+                default,
+            ),
         ),
+        prices=(prices if maps else in_full).handles(),
+        followers=len(lower),
     )
 
 
-def _reload(
-    goal: Any, rows: list[Any], lower_goal: Any, lower_rows: list[Any], responds: list[Any], default: Solver
-) -> Program:
-    upper, lower = cp.Problem(goal, rows), cp.Problem(lower_goal, lower_rows)
-    renumber(upper, lower)
+def _reload(above: tuple[Any, Any], below: list[tuple[Any, Any]], responds: list[Any], default: Solver) -> Program:
+    upper, *lower = (cp.Problem(*pair) for pair in (above, *below))
+    renumber(upper, *lower)
     return declare(upper, lower, responds, default)
 
 
 def renumber(*problems: cp.Problem) -> None:
     """See to it that new CVXPY objects do not take the ids that came with unpickled ones."""
-    ids = [leaf.id for problem in problems for leaf in (*problem.variables(), *problem.parameters())]
+    leaves = [leaf for problem in problems for leaf in (*problem.variables(), *problem.parameters())]
+    rows = [c for problem in problems for c in problem.constraints]
+    ids = [leaf.id for leaf in (*leaves, *rows, *(d for c in rows for d in c.dual_variables))]
     lin_utils.ID_COUNTER.count = max(lin_utils.ID_COUNTER.count, *ids) + 1
 
 
@@ -97,13 +119,18 @@ def quadratic_form(
     level: Level,
     roles: Roles,
     plain: Mapping[int, cp.Variable],
+    multipliers: cp.Variable | None = None,
 ) -> tuple[Maps | None, bool, str]:
     """The Maps of the bilevel quadratic program, whether its upper level is convex, and, if there are none, why."""
     first = len(roles.parameters)
-    stand_ins = list(range(first, first + len(roles.leader)))
+    rivals = roles.follower if len(roles.players) > 1 else ()
+    stand_ins = list(range(first, first + len(roles.leader) + len(rivals)))
     for block in (level.P, level.T, level.A):
         if any(k in block.terms for k in stand_ins):
-            return None, False, "an upper variable multiplies lower variables in the lower constraints or in a square"
+            what = "an upper variable or another follower's" if rivals else "an upper variable"
+            return None, False, f"{what} multiplies lower variables in the lower constraints or in a square"
+    if any(k in level.b.terms for k in stand_ins[len(roles.leader) :]):
+        return None, False, "the constraints of a follower depend on the answer of another one"
     parts = expressions.terms(objective)
     convex = all(t.is_convex() for t in parts)
     if not convex:
@@ -119,8 +146,10 @@ def quadratic_form(
     cone = canonical.stuff(objective, above)
     if beyond := canonical.cones_beyond_linear(cone):
         return None, False, f"the upper level needs the cones {', '.join(beyond)}"
-    variables = [plain[v.id] for v in (*roles.leader, *roles.follower)]
-    return assemble(canonical.level(cone, variables, roles.parameters), level, roles, plain, stand_ins), convex, ""
+    asked = [] if multipliers is None else [multipliers]
+    variables = [*(plain[v.id] for v in (*roles.leader, *roles.follower)), *asked]
+    upper = canonical.level(cone, variables, roles.parameters)
+    return assemble(upper, level, roles, plain, stand_ins, asked), convex, ""
 
 
 def unknowns(roles: Roles, maps: Maps | None, leader: int) -> tuple[Unknown, ...]:

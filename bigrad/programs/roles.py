@@ -8,49 +8,93 @@ from typing import Any
 
 import cvxpy as cp
 import numpy as np
+from cvxpy.constraints.nonpos import Inequality, NonNeg, NonPos
+from cvxpy.constraints.zero import Equality, Zero
 
 from bigrad.solution import DeclarationError
 
 SIGNS = {"nonneg": 1, "pos": 1, "nonpos": -1, "neg": -1}
 
 
+PRICED = (Equality, Inequality, NonNeg, NonPos, Zero)
+
+
 @dataclass(frozen=True, eq=False)
 class Roles:
-    """The leader's variables, the follower's, and the parameters of both levels, each in the order of appearance."""
+    """The leader's variables, the followers', and the parameters of both levels, each in the order of appearance.
+
+    players: the variables of each follower. priced: the lower constraints that have a price. asked: the prices (dual
+    variables) that stand in the upper problem.
+    """
 
     leader: tuple[cp.Variable, ...]
     follower: tuple[cp.Variable, ...]
     parameters: tuple[cp.Parameter, ...]
+    players: tuple[tuple[cp.Variable, ...], ...] = ()
+    priced: tuple[cp.Constraint, ...] = ()
+    asked: tuple[cp.Variable, ...] = ()
 
 
-def sort_roles(upper: cp.Problem, lower: cp.Problem, responds: Sequence[cp.Variable]) -> Roles:
-    """Who chooses what, or a DeclarationError that says why the declaration cannot be meant."""
-    names = f"bilevel(…, responds=[{', '.join(str(v) for v in responds)}])"
-    ours, above, below = {v.id for v in responds}, {v.id for v in upper.variables()}, {v.id for v in lower.variables()}
-    if not ours:
-        raise DeclarationError(
-            "bilevel(…, responds=[]): name the variables that the follower chooses; without one there is no lower level."
-        )
-    for v in responds:
-        if v.id not in below:
+def sort_roles(upper: cp.Problem, lower: Sequence[cp.Problem], responds: Sequence[Sequence[cp.Variable]]) -> Roles:
+    """Who chooses what, or a DeclarationError that says why the declaration cannot be meant.
+
+    lower, responds: one problem and one list of variables for each follower.
+    """
+    lists = [f"[{', '.join(str(v) for v in answers)}]" for answers in responds]
+    names = f"bilevel(…, responds={lists[0] if len(lists) == 1 else '[' + ', '.join(lists) + ']'})"
+    above = {v.id for v in upper.variables()}
+    owner: dict[int, int] = {}
+    for k, (problem, answers) in enumerate(zip(lower, responds, strict=True)):
+        where, below = "the lower problem" + which(k, lower), {v.id for v in problem.variables()}
+        if not answers:
             raise DeclarationError(
-                f"{names}: '{v.name()}' does not appear in the lower problem, so it cannot respond; remove it from responds."
+                f"bilevel(…, responds=[]): name the variables that the follower{which(k, lower)} chooses; without one there is "
+                "no lower level."
             )
-    for v in lower.variables():
-        if v.id not in ours and v.id not in above:
+        for v in answers:
+            if v.id not in below:
+                raise DeclarationError(
+                    f"{names}: '{v.name()}' does not appear in {where}, so it cannot respond; remove it from responds."
+                )
+            if owner.setdefault(v.id, k) != k:
+                raise DeclarationError(
+                    f"{names}: '{v.name()}' is in the lists of followers {owner[v.id]} and {k}; one of them must choose it."
+                )
+    duals = _priced(lower, responds)
+    for k, problem in enumerate(lower):
+        for v in problem.variables():
+            if v.id in duals:
+                raise DeclarationError(
+                    f"{names}: the price of {duals[v.id][0]} stands in the lower problem{which(k, lower)}; prices may stand in the "
+                    "upper problem only."
+                )
+            if v.id not in owner and v.id not in above:
+                raise DeclarationError(
+                    f"{names}: variable '{v.name()}' appears in the lower problem{which(k, lower)} only, so it must respond too; add "
+                    "it to responds."
+                )
+    own = {d.id: c for c in upper.constraints for d in c.dual_variables}
+    leader = [v for v in upper.variables() if v.id not in owner and v.id not in duals]
+    asked = [v for v in upper.variables() if v.id in duals]
+    for v in asked:
+        if reason := duals[v.id][1]:
+            raise DeclarationError(f"The upper problem mentions the price of {duals[v.id][0]}, but {reason}.")
+    follower = list(dict.fromkeys(v for answers in responds for v in answers))
+    for v in (*leader, *follower):
+        if v.id in own:
             raise DeclarationError(
-                f"{names}: variable '{v.name()}' appears in the lower problem only, so it must respond too; add it to responds."
+                f"The upper problem mentions the price of its own constraint {own[v.id]}; only lower constraints have prices here."
             )
-    leader = [v for v in upper.variables() if v.id not in ours]
-    for v in (*leader, *responds):
-        who = "leader" if v.id not in ours else "follower"
+        who = "leader" if v.id not in owner else "follower"
         _check_leaf(v, f"{who} variable '{v.name()}'")
         if v.attributes["boolean"] or v.attributes["integer"]:
             raise DeclarationError(
                 f"{who} variable '{v.name()}' is integer; the optimality conditions of the lower level need continuous variables at both "
                 "levels. Relax it to bounds=[0, 1], or fix it as a Parameter and compare the solutions."
             )
-    return Roles(tuple(leader), tuple(dict.fromkeys(responds)), _parameters(upper, lower))
+    players = tuple(tuple(dict.fromkeys(answers)) for answers in responds)
+    priced = tuple(c for c, reason in {id(c): (c, reason) for c, reason in duals.values()}.values() if not reason)
+    return Roles(tuple(leader), tuple(follower), _parameters(upper, *lower), players, priced, tuple(asked))
 
 
 def sort_single(problem: cp.Problem) -> Roles:
@@ -78,6 +122,30 @@ def _parameters(*problems: cp.Problem) -> tuple[cp.Parameter, ...]:
             )
         seen[p.name()] = p
     return parameters
+
+
+def which(k: int, lower: Sequence[cp.Problem]) -> str:
+    """Which of several followers, in words; nothing where there is only one."""
+    return f" of follower {k}" if len(lower) > 1 else ""
+
+
+def _priced(
+    lower: Sequence[cp.Problem], responds: Sequence[Sequence[cp.Variable]]
+) -> dict[int, tuple[cp.Constraint, str]]:
+    """By the id of a dual variable, the lower constraint that it belongs to, and why it is no price, if it is none."""
+    found: dict[int, tuple[cp.Constraint, str]] = {}
+    for problem, answers in zip(lower, responds, strict=True):
+        ours = {v.id for v in answers}
+        for c in problem.constraints:
+            reason = ""
+            if not isinstance(c, PRICED):
+                reason = f"a {type(c).__name__} constraint has no price here; equalities and inequalities have"
+            elif not any(v.id in ours for v in c.variables()):
+                reason = "this constraint does not involve the follower's variables, so it restricts the leader and has no price"
+            for dual in c.dual_variables:
+                twice = "it stands in the lower level twice, with a price in each place; write it once for each"
+                found[dual.id] = (c, twice if dual.id in found else reason)
+    return found
 
 
 def _check_leaf(leaf: Any, what: str) -> None:

@@ -47,8 +47,9 @@ class Smooth:
     """The smooth form of a bilevel program, compiled once; safe to share between threads, which then take turns.
 
     objective: minimised, and constraints: of the upper level, in plain variables. leader, follower: those variables.
-    parameters: the user's. cone: CVXPY's cone program of the lower level, in the parameters and the stand-ins, one
-    for each leader variable.
+    parameters: the user's. cone: CVXPY's cone program of the lower level, in the parameters and the stand-ins, one for
+    each leader variable, then, in a game, one for each follower variable. multipliers: the variable of the upper level
+    that stands for (lam, nu), if it mentions prices.
     """
 
     objective: cp.Expression
@@ -58,6 +59,7 @@ class Smooth:
     parameters: tuple[cp.Parameter, ...]
     cone: ParamConeProg
     stand_ins: tuple[cp.Parameter, ...]
+    multipliers: cp.Variable | None = None
     _lock: Any = field(default_factory=threading.RLock, init=False, repr=False)
 
     def check(self, reason: str) -> None:
@@ -114,7 +116,7 @@ class Smooth:
     @cached_property
     def _extra(self) -> tuple[cp.Variable, ...]:
         """Auxiliary variables of the upper level."""
-        own = {v.id for v in (*self.leader, *self.follower)}
+        own = {v.id for v in (*self.leader, *self.follower, self.multipliers) if v is not None}
         return tuple(v for v in self._canonical.variables if v.id not in own)
 
     @cached_property
@@ -161,7 +163,8 @@ class Smooth:
         starts = np.cumsum([0, *(v.size for v in variables)])
         place = {v.id: int(s) for v, s in zip(variables, starts, strict=False)}
         behind = int((self._columns >= self.layout.x + self.layout.y).sum())
-        return {i: s + (behind if i in {v.id for v in self._extra} else 0) for i, s in place.items()}
+        place = {i: s + (behind if i in {v.id for v in self._extra} else 0) for i, s in place.items()}
+        return place if self.multipliers is None else place | {self.multipliers.id: self.layout.blocks[2].start}
 
     @cached_property
     def _engine(self) -> Engine:
@@ -191,7 +194,7 @@ class Smooth:
         """Place in e = (v, theta, 1) of each column of the cone program's tensors."""
         layout, at = self.layout, {}
         offset = 0
-        for v, p in zip(self.leader, self.stand_ins, strict=True):
+        for v, p in zip((*self.leader, *self.follower), self.stand_ins, strict=False):
             at[p.id] = offset
             offset += v.size
         offset = layout.primal
@@ -252,6 +255,7 @@ class Smooth:
             low=low,
             high=high,
             origin=self._origin,
+            priced=self.multipliers is not None,
             convex=self._convex,
         )
 
@@ -272,7 +276,7 @@ class Smooth:
     ) -> tuple[tuple[np.ndarray, ...], bool]:
         """Gradients of cotangent'z with respect to each flat parameter, and whether they do not exist.
 
-        w and free: one row of an Outcome. cotangent: over z. wanted: which parameters need a gradient (default: all);
+        w and free: one row of an Outcome. cotangent: over the first entries of w. wanted: which parameters need a gradient (default: all);
         the others get none of the upper level's. One symmetric solve with the KKT matrix, the unknowns that are not
         `free` held at zero. Where that matrix is singular and the cotangent outside its range there is no gradient,
         and the minimum-norm choice is returned. Wanted parameters of the upper level become unknowns of the engine;
@@ -295,7 +299,7 @@ class Smooth:
         """Whether forgetting that the follower optimises leaves a convex program, by CVXPY's rules."""
         terms, layout = self._lower, self.layout
         inside = (terms.left < layout.primal) & (terms.right < layout.primal)
-        crossed = inside & (terms.row >= layout.stationarity)
+        crossed = inside & ((terms.row >= layout.stationarity) | (self.multipliers is not None))
         upper = self.objective.is_convex() and all(c.is_dcp() for c in self.constraints)
         return bool(upper and not crossed.any())
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import cvxpy as cp
@@ -17,30 +18,53 @@ PRECISE = {"tol_gap_abs": 1e-10, "tol_gap_rel": 1e-10, "tol_feas": 1e-10}
 
 
 class Source:
-    """The user's two problems: fills their variables, evaluates their objectives, re-solves the follower."""
+    """The user's problems: fills their variables, evaluates their objectives, re-solves the followers."""
 
-    def __init__(self, upper: cp.Problem, lower: cp.Problem, roles: Roles):
-        self.upper, self.lower, self.roles = upper, lower, roles
+    def __init__(self, upper: cp.Problem, lower: Sequence[cp.Problem], roles: Roles):
+        self.upper, self.lower, self.roles = upper, tuple(lower), roles
+        several = roles.follower if len(self.lower) > 1 else ()
         self.plain = {v.id: cp.Variable(v.shape, name=v.name()) for v in (*roles.leader, *roles.follower)}
         self.stand_in = {
             v.id: cp.Parameter(v.shape, name=v.name(), nonneg=v.is_nonneg(), nonpos=v.is_nonpos() and not v.is_nonneg())
-            for v in roles.leader
+            for v in (*roles.leader, *several)
         }
-        self.answer = {v.id for v in roles.follower}
-        self.below = self._below()
+        self.belows = [self._below(problem, own) for problem, own in zip(self.lower, roles.players, strict=True)]
         self.turn = threading.RLock()  # the user's leaves hold one call's values at a time
 
-    def _below(self) -> cp.Problem:
-        """The follower's problem: minimised, leader variables as parameters, terms that it cannot influence dropped."""
-        goal = self.lower.objective
+    @cached_property
+    def below(self) -> cp.Problem:
+        """The followers' problems as one: each chooses its own variables and takes those of the others as parameters."""
+        goals = [p.objective.expr for p in self.belows]
+        return cp.Problem(
+            cp.Minimize(goals[0] if len(goals) == 1 else sum(goals)), [c for p in self.belows for c in p.constraints]
+        )
+
+    @property
+    def rows(self) -> list[cp.Constraint | None]:
+        """The user's constraint behind each one of `below`; None for declared bounds."""
+        found: list[cp.Constraint | None] = []
+        for problem, own, below in zip(self.lower, self.roles.players, self.belows, strict=True):
+            rows = _involving(problem.constraints, own)
+            found += [*rows, *[None] * (len(below.constraints) - len(rows))]
+        return found
+
+    @property
+    def shared(self) -> list[cp.Constraint]:
+        """Constraints of a lower problem that its follower cannot influence: they restrict the leader."""
+        pairs = zip(self.lower, self.roles.players, strict=True)
+        return [c for p, own in pairs for c in p.constraints if not _involving([c], own)]
+
+    def _below(self, lower: cp.Problem, own: Sequence[cp.Variable]) -> cp.Problem:
+        """One follower's problem: minimised, others' variables as parameters, terms that it cannot influence dropped."""
+        goal = lower.objective
         expression = goal.expr if isinstance(goal, cp.Minimize) else -goal.expr
-        parts = [t for t in expressions.terms(expression) if any(v.id in self.answer for v in t.variables())]
-        plain = {id(v): self.plain[v.id] for v in self.roles.follower}
-        swap = plain | {id(v): self.stand_in[v.id] for v in self.roles.leader}
-        rows = [c for c in self.lower.constraints if any(v.id in self.answer for v in c.variables())]
+        parts = _involving(expressions.terms(expression), own)
+        plain = {id(v): self.plain[v.id] for v in own}
+        others = (v for v in (*self.roles.leader, *self.roles.follower) if id(v) not in plain)
+        swap = plain | {id(v): self.stand_in[v.id] for v in others}
         objective = sum(parts) if parts else cp.Constant(0.0)
-        constraints = [c.tree_copy(swap) for c in rows] + declared_bounds(self.roles.follower, plain)
-        return cp.Problem(cp.Minimize(objective.tree_copy(swap)), constraints)
+        rows = [c.tree_copy(swap) for c in _involving(lower.constraints, own)] + declared_bounds(own, plain)
+        return cp.Problem(cp.Minimize(objective.tree_copy(swap)), rows)
 
     def publish(self, values: Mapping[Any, np.ndarray | None]) -> None:
         """Fill `.value` of the user's variables; None clears it."""
@@ -48,31 +72,47 @@ class Source:
             for variable, value in values.items():
                 variable.save_value(value)
 
-    def lower_value(self, inputs: Mapping[Any, np.ndarray], values: Mapping[Any, np.ndarray]) -> float:
-        """Lower objective in the user's own sense, the terms that the follower cannot influence included."""
+    def lower_value(
+        self, inputs: Mapping[Any, np.ndarray], values: Mapping[Any, np.ndarray]
+    ) -> float | tuple[float, ...]:
+        """Lower objectives in the user's own sense, the terms that the follower cannot influence included."""
         with self.turn, expressions.Holding({**inputs, **values}), np.errstate(all="ignore"):
-            value = self.lower.objective.value
-            return np.nan if value is None else float(value)
+            found = [problem.objective.value for problem in self.lower]
+        numbers = tuple(np.nan if value is None else float(value) for value in found)
+        return numbers if len(numbers) > 1 else numbers[0]
 
     def follower_gap(self, inputs: Mapping[Any, np.ndarray], values: Mapping[Any, np.ndarray]) -> float:
-        """Lower objective at (x, y) minus its optimum at x by Clarabel, minimised sense.
+        """Lower objective at (x, y) minus its optimum at x by Clarabel, minimised sense; the largest of several followers'.
 
         Inf if Clarabel finds no optimum.
         """
-        leader = {self.stand_in[v.id]: _within(values[v], self.stand_in[v.id]) for v in self.roles.leader}
-        with self.turn, expressions.Holding({**inputs, **leader}), warnings.catch_warnings():
+        known = (v for v in (*self.roles.leader, *self.roles.follower) if v.id in self.stand_in)
+        held = {self.stand_in[v.id]: _within(values[v], self.stand_in[v.id]) for v in known}
+        here = {self.plain[v.id]: values[v] for v in self.roles.follower}
+        with self.turn, expressions.Holding({**inputs, **held}), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # CVXPY's own, that a solution may be inaccurate: the gap tells
-            problem = cp.Problem(self.below.objective, self.below.constraints)
-            with expressions.Holding({self.plain[v.id]: values[v] for v in self.roles.follower}):
-                here = float(problem.objective.value)
-            for tolerances in (PRECISE, {}):  # x may lie on the edge of where the follower has an answer
-                try:
-                    problem.solve(solver=cp.CLARABEL, **tolerances)
-                except cp.SolverError:
-                    continue
-                if problem.status in cp.settings.SOLUTION_PRESENT:
-                    return here - float(problem.value)
-            return np.inf
+            return max(_gap(below, here) for below in self.belows)
+
+
+def _involving(pieces: Sequence[Any], own: Sequence[cp.Variable]) -> list[Any]:
+    """The terms or constraints in which one of these variables stands."""
+    ours = {v.id for v in own}
+    return [piece for piece in pieces if any(v.id in ours for v in piece.variables())]
+
+
+def _gap(below: cp.Problem, here: Mapping[Any, np.ndarray]) -> float:
+    """A follower's objective here minus its optimum, all parameters held."""
+    problem = cp.Problem(below.objective, below.constraints)
+    with expressions.Holding(here):
+        value = float(problem.objective.value)
+    for tolerances in (PRECISE, {}):  # x may lie on the edge of where the follower has an answer
+        try:
+            problem.solve(solver=cp.CLARABEL, **tolerances)
+        except cp.SolverError:
+            continue
+        if problem.status in cp.settings.SOLUTION_PRESENT:
+            return value - float(problem.value)
+    return np.inf
 
 
 def _within(value: np.ndarray, parameter: cp.Parameter) -> np.ndarray:

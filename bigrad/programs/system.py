@@ -44,7 +44,8 @@ class Layout(NamedTuple):
 class Follower(NamedTuple):
     """The lower level at a fixed x, in all of its variables u, whose places in v are `at`.
 
-    min over u of 1/2 u'Pu + q'u with A u + b >= 0 and H u + h == 0.
+    min over u of 1/2 u'Pu + q'u with A u + b >= 0 and H u + h == 0; in a game, an equilibrium of stationarity P u + N u + q.
+    P, A, b, H and h are taken at the other followers' present answers, if they depend on them: `moving`.
     """
 
     P: np.ndarray
@@ -54,6 +55,8 @@ class Follower(NamedTuple):
     H: np.ndarray
     h: np.ndarray
     at: np.ndarray
+    N: np.ndarray | None = None
+    moving: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +66,7 @@ class Compiled:
     lower: its rows of the follower. engine: the upper level. promoted: the same with the wanted parameters as unknowns.
     cone: CVXPY's cone program of the lower level; columns: the place in v of each of its variables; inputs: the place
     in e = (v, theta, 1) of each column of its tensors. low, high: bounds on v. origin: a v where all can be evaluated.
+    priced: whether the upper level mentions the follower's multipliers.
     """
 
     layout: Layout
@@ -75,6 +79,7 @@ class Compiled:
     low: np.ndarray
     high: np.ndarray
     origin: np.ndarray
+    priced: bool
     convex: Callable[[np.ndarray], bool]
 
 
@@ -85,7 +90,7 @@ class System:
         self.compiled, self.tail = compiled, np.r_[theta, 1.0]
         self.layout, self.lower, self.engine = compiled.layout, compiled.lower, compiled.engine
         self.low, self.high, self.origin = compiled.low, compiled.high, compiled.origin
-        engine = self.engine
+        self.priced, engine = compiled.priced, self.engine
         n, count = self.layout.primal, self.lower.count
         self.below = np.flatnonzero(np.isfinite(self.low[: n - self.layout.pairs - self.layout.equalities]))
         self.above = np.flatnonzero(np.isfinite(self.high))
@@ -170,13 +175,19 @@ class System:
         values = promoted.jacobian(both)[mixed] * dm[self._slot][rows[mixed]]
         return total + np.bincount(columns[mixed] - n, values, len(total))
 
-    def follower(self, x: np.ndarray) -> Follower:
-        """The lower level at x."""
-        cone, layout = self.compiled.cone, self.layout
-        inputs = np.r_[x, np.zeros(layout.primal - layout.x), self.tail][self.compiled.inputs]
+    def follower(self, v: np.ndarray) -> Follower:
+        """The lower level at the leader's part of v."""
+        cone, layout, places = self.compiled.cone, self.layout, self.compiled.inputs
+        z = layout.x + layout.y
+        inputs = np.r_[v[:z], np.zeros(layout.primal - z), self.tail][places]
         n, rows, k = cone.x.size, cone.constr_size, layout.equalities
         P = np.zeros((n, n)) if cone.P is None else (cone.P @ inputs).reshape(n, n)
         A = (cone.A @ inputs).reshape(n + 1, rows).T
-        return Follower(
-            (P + P.T) / 2, (cone.q @ inputs)[:n], A[k:, :n], A[k:, n], A[:k, :n], A[:k, n], self.compiled.columns
-        )
+        q, N, moving = (cone.q @ inputs)[:n], None, False
+        rivals = np.flatnonzero((places >= layout.x) & (places < z))
+        if len(rivals):
+            N, moving = np.zeros((n, layout.primal)), any(m is not None and m[:, rivals].nnz for m in (cone.A, cone.P))
+            N[:, places[rivals]] = cone.q[:n, rivals].toarray()
+            q, N = q - N @ np.r_[v[:z], np.zeros(layout.primal - z)], N[:, self.compiled.columns]
+        at = self.compiled.columns
+        return Follower((P + P.T) / 2, q, A[k:, :n], A[k:, n], A[:k, :n], A[:k, n], at, N, moving)

@@ -43,7 +43,7 @@ def branch(search: Search, items: np.ndarray, nodes: int, limit: float) -> np.nd
         open_ = flag != INFEASIBLE
         endless = open_ & (flag <= 0)
         data = search.data.pick(items)
-        F = np.where(endless, -np.inf, value(data, w[:, : sizes.x + sizes.y]))
+        F = np.where(endless, -np.inf, value(data, w))
         x, y, lam = (w[:, s] for s in sizes.blocks[:3])
         slack = data.b - mv(data.A, y) - mv(data.B, x)
         guess = np.where(loose, False, tight | (lam > slack))

@@ -12,8 +12,11 @@ from bigrad.quadratic import Data, Sizes
 from bigrad.solution import Status
 
 
-def diagnose(data: Data, sizes: Sizes) -> Status:
-    """The status of one item (arrays without a batch) for which no bilevel-feasible point was found."""
+def diagnose(data: Data, sizes: Sizes, game: bool = False) -> Status:
+    """The status of one item (arrays without a batch) for which no bilevel-feasible point was found.
+
+    game: several followers see each other, so that an answer of each is not yet an equilibrium.
+    """
     n, m = sizes.x, sizes.y
     own = ~data.G[:, n:].any(-1), ~data.E[:, n:].any(-1)
     width = sizes.primal
@@ -33,9 +36,9 @@ def diagnose(data: Data, sizes: Sizes) -> Status:
     if not _feasible(low, leader, answer):
         return Status.INFEASIBLE_LOWER
     if not _feasible(low, leader, answer, optimal):
-        return Status.UNBOUNDED_LOWER
+        return Status.NO_EQUILIBRIUM if game else Status.UNBOUNDED_LOWER
     if not _feasible(low, upper, answer, optimal):
-        return Status.INFEASIBLE_UPPER
+        return Status.NO_EQUILIBRIUM if game else Status.INFEASIBLE_UPPER
     return Status.NOT_FOUND
 
 

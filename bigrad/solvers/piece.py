@@ -76,8 +76,9 @@ class PieceSolver:
 
     @cached_property
     def _definite(self) -> np.ndarray:
-        """Items whose follower Hessian is safely positive definite."""
-        if self.sizes.y == 0 or self.sizes.x == 0:
+        """Items whose follower Hessian is symmetric and safely positive definite; none where the leader sees multipliers."""
+        P, priced = self.data.P, self.data.Q.shape[-1] > self.sizes.answers
+        if self.sizes.y == 0 or self.sizes.x == 0 or priced or not np.allclose(P, P.mT, rtol=1e-9, atol=1e-12):
             return np.zeros(self.batch, bool)
         spectrum = np.linalg.eigvalsh(self.data.P)
         return np.broadcast_to(spectrum[..., 0] > 1e-9 * (1 + spectrum[..., -1]), self.batch)

@@ -19,7 +19,7 @@ import numpy as np
 
 from bigrad.parallel import single_blas, thread_map
 from bigrad.program import Program
-from bigrad.quadratic import Data, Sizes, value
+from bigrad.quadratic import Data, Maps, apart, value
 from bigrad.solution import Outcome, Point, Status
 from bigrad.solvers.active import settle
 from bigrad.solvers.base import EXACT, PROVEN, AbstractSolver, batch_size
@@ -87,18 +87,18 @@ class Pieces(AbstractSolver):
         with single_blas:
             data, scaling = Scaling.of(maps(tuple(np.where(np.isfinite(t), t, 0.0) for t in theta)), maps.sizes)
             invalid = program.invalid(theta, batch) | _indefinite(data.Q, batch)
-            crooked = _indefinite(data.P, batch)
+            crooked = _indefinite(apart(data.P, maps.own)[0], batch)
 
             def part(items: np.ndarray) -> Outcome:
                 some = [warm[i] for i in items]
-                return self._part(data.pick(items), maps.sizes, invalid[items], crooked[items], some, begun)
+                return self._part(data.pick(items), maps, invalid[items], crooked[items], some, begun)
 
             return scaling.undo(Outcome.join(thread_map(part, batch, least=8 if maps.sizes.primal > WIDE else batch)))
 
     def _part(
-        self, data: Data, sizes: Sizes, invalid: np.ndarray, crooked: np.ndarray, warm: list[Point | None], begun: float
+        self, data: Data, maps: Maps, invalid: np.ndarray, crooked: np.ndarray, warm: list[Point | None], begun: float
     ) -> Outcome:
-        batch = len(invalid)
+        batch, sizes, game = len(invalid), maps.sizes, maps.own is not None
         limit = begun + (np.inf if self.time_limit is None else self.time_limit)
         search = Search(data, sizes, batch)
         skip = invalid | crooked
@@ -116,7 +116,7 @@ class Pieces(AbstractSolver):
             moving = search.descend(at, sides, self.max_iterations, limit)
             starts[at] = 1
             cold = np.flatnonzero(~skip & (search.best() < 0))  # those whose warm start has no solution begin anew
-            items, sides, bound[cold] = self._begin(data.pick(cold), sizes, len(cold))
+            items, sides, bound[cold] = self._begin(data.pick(cold), maps, len(cold))
             starts += np.bincount(cold[items], minlength=batch)
             moving |= search.descend(cold[items], sides, self.max_iterations, limit)
             F = np.append(search.F, np.inf)[search.best()]  # row -1, for none, is the infinity at the end
@@ -143,12 +143,13 @@ class Pieces(AbstractSolver):
         tight = np.zeros((batch, sizes.pairs), bool)
         tight[found] = search.tight[rows]
         z = table["w"][:, : sizes.x + sizes.y]
-        F = value(data, z)
+        F = value(data, table["w"])
         broken = search.any_with((search.flag <= 0) & (search.flag != INFEASIBLE) & (search.flag != UNBOUNDED))
         if exhaustive:
             proven = ~broken
         bound = np.where(proven, F, bound)
         met = _meets(F, bound)
+        none = Status.NO_EQUILIBRIUM if game else Status.INFEASIBLE_UPPER
         unbounded, late = search.any_with(search.flag == UNBOUNDED), time.perf_counter() > limit
 
         def judge(i: int) -> Status:
@@ -159,9 +160,9 @@ class Pieces(AbstractSolver):
             if best[i] < 0:
                 if late:
                     return Status.TIME_LIMIT
-                verdict = diagnose(data.pick(i), sizes)
+                verdict = diagnose(data.pick(i), sizes, game)
                 if verdict is Status.NOT_FOUND and (broken[i] or proven[i]):
-                    return Status.INFEASIBLE_UPPER if proven[i] else Status.FAILED
+                    return none if proven[i] else Status.FAILED
                 return verdict
             if max(table["residual"][i], table["violation"][i]) > EXACT:
                 return Status.INEXACT
@@ -185,10 +186,10 @@ class Pieces(AbstractSolver):
             **table,
         )
 
-    def _begin(self, data: Data, sizes: Sizes, batch: int) -> tuple[np.ndarray, ...]:
+    def _begin(self, data: Data, maps: Maps, batch: int) -> tuple[np.ndarray, ...]:
         """Items and sides of the first pieces, and the proven bounds (batch,)."""
-        z, bound = high_points(data, sizes, batch, self.starts, self.seed)
-        tight, valid = answers(data, sizes, z[..., : sizes.x])
+        z, bound = high_points(data, maps.sizes, batch, self.starts, self.seed)
+        tight, valid = answers(data, maps.sizes, z[..., : maps.sizes.x], maps.own)
         return np.nonzero(valid)[0], tight[valid], bound
 
 

@@ -85,7 +85,7 @@ class Relaxation(AbstractSolver):
             data, scaling = Scaling.of(program.quadratic(tuple(np.where(np.isfinite(t), t, 0.0) for t in theta)), sizes)
             units = scaling.factors[: sizes.x + sizes.y]
             warm = [None if w is None else replace(w, z=w.z / units) for w in warm]
-            return scaling.undo(self._batch(program, _quadratic(data, sizes, invalid), warm))
+            return scaling.undo(self._batch(program, _quadratic(data, sizes, invalid, program.quadratic.own), warm))
 
     def _batch(self, program: Program, systems: Iterator[System | None], warm: list[Point | None]) -> Outcome:
         verdicts = []
@@ -177,7 +177,7 @@ class _Search:
 
     def rescue(self, system: QuadraticSystem, end: float) -> None:
         """Look for any bilevel-feasible point by branching, and search from it; or prove that there is none."""
-        n, sizes = system.layout.x + system.layout.y, system.layout
+        n, sizes = len(system.data.c), system.layout
         flat = system.data._replace(Q=1e-3 * np.eye(n), c=np.zeros(n), c0=np.zeros(()))
         table = Search(flat, sizes, 1)
         proven = branch(table, np.zeros(1, int), NODES, end)[0]
@@ -275,10 +275,10 @@ def _near(values: np.ndarray) -> float:
     return TOUCH * (1 + abs(values).max(initial=0.0))
 
 
-def _quadratic(data: Data, sizes: Sizes, invalid: np.ndarray) -> Iterator[System | None]:
+def _quadratic(data: Data, sizes: Sizes, invalid: np.ndarray, own: np.ndarray | None) -> Iterator[System | None]:
     """Each item of a batch, one after the other; None for an invalid one."""
     for i, bad in enumerate(invalid):
-        yield None if bad else QuadraticSystem(data.pick(i), sizes)
+        yield None if bad else QuadraticSystem(data.pick(i), sizes, own)
 
 
 def _smooth(smooth: Smooth, theta: tuple[np.ndarray, ...], invalid: np.ndarray) -> Iterator[System | None]:

@@ -34,16 +34,18 @@ class Scaling:
     @staticmethod
     def of(data: Data, sizes: Sizes) -> tuple[Data, Scaling]:
         """The rescaled program, and what leads back from it."""
-        n = sizes.x
+        n, z = sizes.x, slice(0, sizes.answers)
         blocks = {"pairs": (data.B, data.A), "h": (data.K, data.H), "lower": (data.C, data.P)}
         stacks = {k: np.concatenate([_largest(m) for m in pair], -1) for k, pair in blocks.items()}
-        stacks |= {"g": _largest(data.G), "e": _largest(data.E), "upper": _largest(data.Q)}
-        columns = _equilibrate(np.concatenate(list(stacks.values())))
-        rows = {k: _power(_top(m * columns)) for k, m in stacks.items()}
+        above = {"g": _largest(data.G), "e": _largest(data.E), "upper": _largest(data.Q)}
+        columns = _equilibrate(np.concatenate([*stacks.values(), *(m[:, z] for m in above.values())]))
         X, Y = columns[:n], columns[n:]
-        a, h, g, e = (rows[k] for k in ("pairs", "h", "g", "e"))
+        a, h = (_power(_top(stacks[k] * columns)) for k in ("pairs", "h"))
         lower = _size(stacks["lower"] * columns * Y[:, None], _largest(data.p, 1) * Y)
-        upper = _size(stacks["upper"] * columns * columns[:, None], _largest(data.c, 1) * columns)
+        if data.Q.shape[-1] > sizes.answers:
+            columns = np.concatenate([columns, lower / a, lower / h])
+        g, e = (_power(_top(above[k] * columns)) for k in ("g", "e"))
+        upper = _size(above["upper"] * columns * columns[:, None], _largest(data.c, 1) * columns)
         scaled = Data(
             Q=data.Q * columns * columns[:, None] / upper, c=data.c * columns / upper, c0=data.c0 / upper,
             G=data.G * columns / g[:, None], g=data.g / g, E=data.E * columns / e[:, None], e=data.e / e,

@@ -10,7 +10,7 @@ import time
 import numpy as np
 
 from bigrad.affine import mv
-from bigrad.quadratic import Data, Sizes, value
+from bigrad.quadratic import Data, Sizes, crossing, value
 from bigrad.solvers.active import near_zero
 from bigrad.solvers.piece import PieceSolver
 
@@ -53,10 +53,10 @@ class Search:
     def _add(self, items: np.ndarray, tight: np.ndarray) -> None:
         flag, w = self.solve(items, tight)
         data = self.data.pick(items)
-        F = value(data, w[:, : self.sizes.x + self.sizes.y])
-        x, y, lam, _, sigma, kappa, *_ = (w[:, s] for s in self.sizes.blocks)
+        F = value(data, w)
+        x, y, lam, _, _, kappa, *_ = (w[:, s] for s in self.sizes.blocks)
         slack = data.b - mv(data.A, y) - mv(data.B, x)
-        tau = mv(data.A, sigma)
+        tau = crossing(data, self.sizes, w)
         ask = np.where(
             tight, np.where(lam <= near_zero(lam), -kappa, 0.0), np.where(slack <= near_zero(slack), -tau, 0.0)
         )

@@ -15,8 +15,8 @@ import numpy as np
 
 from bigrad.programs.bilinear import Pattern
 from bigrad.programs.system import Follower
-from bigrad.quadratic import Data, Sizes, kkt
-from bigrad.solvers.convex import EQUALITY, INFINITY, UNBOUNDED, if_unbounded, quadratic_program
+from bigrad.quadratic import Data, Sizes, apart, kkt
+from bigrad.solvers.equilibrium import respond
 from bigrad.solvers.uno import STALLED, Nlp, Optimum, minimise
 
 NUDGES = (1e-6, 1e-3)
@@ -25,6 +25,8 @@ INSIDE = 1e-8
 """How far stages stay above the lower bounds of auxiliary variables, where logarithms and roots can be evaluated."""
 ROUGH, LOOSE, TIGHT = 50, 1e-6, 1e-9
 """Most iterations of a stage that only proposes where to look, its tolerance, and that of the others."""
+SWEEPS, STILL = 30, 1e-6
+"""Most rounds of answers to each other's constraints, and the relative change below which they have settled."""
 Places = tuple[np.ndarray, np.ndarray]
 
 
@@ -37,6 +39,7 @@ class System(Protocol):
     origin: np.ndarray
     bound_rows: np.ndarray
     bound_columns: np.ndarray
+    priced: bool
     jacobian_at: Places
     hessian_at: Places
 
@@ -65,15 +68,15 @@ class System(Protocol):
     def residual(self, w: np.ndarray) -> np.ndarray:
         """Gradient of L."""
 
-    def follower(self, x: np.ndarray) -> Follower:
-        """The lower level at x."""
+    def follower(self, v: np.ndarray) -> Follower:
+        """The lower level at the leader's part of v."""
 
 
 class QuadraticSystem:
     """A bilevel quadratic program at fixed inputs, straight from its arrays: constant Jacobian, constant Hessian."""
 
-    def __init__(self, data: Data, sizes: Sizes):
-        self.data, self.layout = data, sizes
+    def __init__(self, data: Data, sizes: Sizes, own: np.ndarray | None = None):
+        self.data, self.layout, self.own = data, sizes, own
         matrix, rhs = kkt(data, sizes, 1)
         self._matrix, self._rhs = matrix[0], rhs[0]
         m = sizes.primal
@@ -88,6 +91,7 @@ class QuadraticSystem:
         self.low, self.high = np.full(m, -np.inf), np.full(m, np.inf)
         self.low[sizes.blocks[2]] = 0.0
         self.origin = np.zeros(m)
+        self.priced = len(data.c) > sizes.answers
         self.bound_rows = self.bound_columns = np.zeros(0, int)
 
     @property
@@ -98,7 +102,7 @@ class QuadraticSystem:
 
     def objective(self, v: np.ndarray) -> float:
         """F(v)."""
-        n = self.layout.x + self.layout.y
+        n = len(self.data.c)
         z = v[:n]
         return float(z @ (self._matrix[:n, :n] @ z) / 2 - self._rhs[:n] @ z + self.data.c0)
 
@@ -127,10 +131,11 @@ class QuadraticSystem:
         """Gradient of L."""
         return self._matrix @ w - self._rhs
 
-    def follower(self, x: np.ndarray) -> Follower:
-        """The lower level at x."""
-        d = self.data
-        return Follower(d.P, d.C @ x + d.p, -d.A, d.b - d.B @ x, d.H, d.K @ x - d.h, len(x) + np.arange(self.layout.y))
+    def follower(self, v: np.ndarray) -> Follower:
+        """The lower level at the leader's part of v."""
+        d, x, at = self.data, v[: self.layout.x], self.layout.x + np.arange(self.layout.y)
+        P, N = apart(d.P, self.own)
+        return Follower(P, d.C @ x + d.p, -d.A, d.b - d.B @ x, d.H, d.K @ x - d.h, at, N)
 
 
 class State(NamedTuple):
@@ -208,11 +213,15 @@ class Stages:
         return self._run(state, keep, rows, self.row_high, X)
 
     def high_point(self, state: State, pull: np.ndarray | None = None, reach: float = 0.0) -> State:
-        """The follower's optimality forgotten; a `pull` replaces the leader's objective by pull'z + reach |z|^2 / 2."""
+        """The follower's optimality forgotten; a `pull` replaces the leader's objective by pull'z + reach |z|^2 / 2.
+
+        Where the leader's objective or constraints mention multipliers, only complementarity is forgotten.
+        """
         keep = np.ones(self.n + self.pairs, bool)
-        keep[self.multipliers] = False
+        keep[self.multipliers] = self.system.priced
         rows = self.live.copy()
-        rows[self.sigma] = rows[self.count :] = False
+        rows[self.sigma] = self.system.priced
+        rows[self.count :] = False
         return self._run(state, keep, rows, self.row_high, state.X, pull, reach, pull is not None)
 
     def _run(
@@ -315,26 +324,17 @@ def _pulled(nlp: Nlp, pull: np.ndarray, reach: float, at: np.ndarray, keep: np.n
 
 
 def answer(system: System, v: np.ndarray) -> np.ndarray | None:
-    """v with the follower's variables and multipliers put to its answer to the leader's part; None if it has none."""
-    layout = system.layout
-    below = system.follower(v[: layout.x])
-    _, _, lam, nu, *_ = layout.blocks
-    n, pairs, equalities = len(below.q), layout.pairs, layout.equalities
-    free = np.full(n, INFINITY)
-    problem = (
-        np.ascontiguousarray(below.P),
-        np.ascontiguousarray(below.q),
-        np.concatenate([-below.A, below.H]),
-        np.concatenate([free, below.b, -below.h]),
-        np.concatenate([-free, np.full(pairs, -INFINITY), -below.h]),
-        np.concatenate([np.zeros(n + pairs, np.int32), np.full(equalities, EQUALITY, np.int32)]),
-    )
-    u, _, flag, dual = quadratic_program(*problem)
-    if flag == UNBOUNDED:
-        u, _, flag, dual = if_unbounded(*problem)
-    if flag <= 0:
-        return None
-    out = v.copy()
-    out[below.at] = u
-    out[lam], out[nu] = np.maximum(dual[n : n + pairs], 0.0), dual[n + pairs :]
-    return out
+    """v with the followers' variables and multipliers put to their answer to the leader's part; None if none was found."""
+    _, _, lam, nu, *_ = system.layout.blocks
+    pairs, out = system.layout.pairs, v.copy()
+    for _ in range(SWEEPS):
+        below = system.follower(out)
+        rows, top = np.concatenate([-below.A, below.H]), np.concatenate([below.b, -below.h])
+        u, flag, dual = respond(below.P, below.q, rows, top, pairs, below.N)
+        if flag <= 0:
+            return None
+        moved = abs(out[below.at] - u).max(initial=0.0)
+        out[below.at], out[lam], out[nu] = u, np.maximum(dual[:pairs], 0.0), dual[pairs:]
+        if not below.moving or moved <= STILL * (1 + abs(u).max(initial=0.0)):
+            return out
+    return None

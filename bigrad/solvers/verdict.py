@@ -64,13 +64,16 @@ def conclude(stages: Stages, search: Found, top: State, bound: float, starts: in
     if search.best is None:
         if search.late:
             return blank._replace(status=Status.TIME_LIMIT)
+        game = system.follower(system.origin).N is not None
         status = (
-            diagnose(system.data, system.layout)
+            diagnose(system.data, system.layout, game)
             if isinstance(system, QuadraticSystem)
             else _reason(stages, top, convex)
         )
         if status is Status.NOT_FOUND and search.impossible:
-            status = Status.INFEASIBLE_UPPER
+            status = Status.NO_EQUILIBRIUM if game else Status.INFEASIBLE_UPPER
+        if game and status is Status.UNBOUNDED_LOWER:
+            status = Status.NO_EQUILIBRIUM
         if status is Status.NOT_FOUND and uno.LIMIT in search.endings:
             status = Status.ITERATION_LIMIT
         return blank._replace(status=status)
@@ -186,6 +189,6 @@ def _reason(stages: Stages, top: State, convex: bool) -> Status:
 
 def nonconvex(system: System, v: np.ndarray) -> bool:
     """Whether the follower's objective curves downwards at the leader's part of v."""
-    P = system.follower(v[: system.layout.x]).P
+    P = system.follower(v).P
     spectrum = np.linalg.eigvalsh(P) if len(P) else np.zeros(1)
     return bool(spectrum[0] < -1e-8 * (1 + abs(spectrum).max()))
