@@ -167,7 +167,8 @@ def _position(handle: Any, known: Sequence[Input | Unknown], kind: str) -> int:
 def _failure(outcome: Outcome, batched: bool) -> SolveError:
     bad = {int(i): outcome.status[i] for i in np.flatnonzero(~outcome.ok)}
     shown = [
-        f"  item {i}: {s.name}. {s.value}" if batched else f"  {s.name}. {s.value}" for i, s in list(bad.items())[:8]
+        f"{f'  item {i}: ' if batched else '  '}{s.name}. {s.value} {outcome.stats(i, 1.0).cause}".rstrip()
+        for i, s in list(bad.items())[:8]
     ]
     more = [f"  … and {len(bad) - 8} more."] if len(bad) > 8 else []
     head = (

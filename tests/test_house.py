@@ -32,6 +32,7 @@ EXPORTS = [
     "SingularWarning",
     "Solution",
     "SolveError",
+    "Spread",
     "Stats",
     "Status",
     "bilevel",
@@ -49,14 +50,14 @@ LADDER = [
     {"programs"},
     {"program"},
     {"quadratic"},
-    {"linear", "parallel"},
+    {"linear", "parallel", "processes"},
     {"affine"},
     {"solution"},
 ]
 # Inside a folder too, a module imports only neighbours further down its list; those on one line do not know each other.
 INSIDE = {
     "solvers": [
-        {"pieces", "relaxation"},
+        {"pieces", "relaxation", "spread"},
         {"branch", "verdict"},
         {"search", "stages"},
         {"piece", "starts", "uno"},

@@ -65,7 +65,9 @@ class Implicit(AbstractGradient):
         if torch.is_grad_enabled():  # a second derivative is wanted: follow the solve itself
             matrix, rhs = kkt(maps(finite), maps.sizes, len(free))
             units = torch.as_tensor(_units(outcome), device=cotangent.device)
-            z = (solve_free(matrix * units[:, None] * units, free, rhs * units)[0] * units)[:, : cotangent.shape[1]]
+            z = (solve_free(matrix * units[..., :, None] * units[..., None, :], free, rhs * units)[0] * units)[
+                :, : cotangent.shape[1]
+            ]
             grads: tuple[Tensor | None, ...] = torch.autograd.grad(
                 z, leaves, cotangent, create_graph=True, allow_unused=True
             )
@@ -101,7 +103,7 @@ def _adjoint(maps: Maps, theta: tuple[Tensor, ...], free: Tensor, cotangent: Ten
     *inputs, held, goal, scale = plain
     with single_blas:
         matrix, _ = kkt(maps(tuple(inputs)), maps.sizes, len(held))
-        matrix *= scale[:, None] * scale
+        matrix *= scale[..., :, None] * scale[..., None, :]
         goal = goal * scale
         adjoint, singular = solve_free(matrix, held, goal)
     if bool(singular.any()):
