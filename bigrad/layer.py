@@ -126,7 +126,7 @@ class Layer(nn.Module):
         return self.solver.solve(self.program, tuple(t.detach().cpu().numpy() for t in theta), points)
 
     def _theta(self, values: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], bool]:
-        """The program's inputs, flattened, in float64 and in the program's order, and whether any has a batch dimension."""
+        """The program's inputs, flattened, in float64, in the program's order and extended; whether any has a batch dimension."""
         if len(values) != len(self._order):
             names = ", ".join(self.program.inputs[k].name for k in self._order)
             raise InputError(f"This layer takes {len(self._order)} tensors ({names}), got {len(values)}.")
@@ -152,7 +152,7 @@ class Layer(nn.Module):
             raise InputError(f"The batch dimensions differ: {given}. Make them equal, or give one item without.")
         device = values[0].device if values else torch.device("cpu")
         flat |= {k: flatten(v, v.ndim).to(device) for k, v in self._fixed.items()}
-        return tuple(flat[k] for k in range(len(self.program.inputs))), bool(batch)
+        return self.program.extended(tuple(flat[k] for k in range(len(self.program.inputs)))), bool(batch)
 
 
 def _position(handle: Any, known: Sequence[Input | Unknown], kind: str) -> int:

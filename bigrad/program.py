@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from bigrad.affine import flatten, unflatten
+from bigrad.affine import Array, flatten, unflatten
 from bigrad.quadratic import Maps
 from bigrad.solution import CapabilityError, InputError, Outcome, Point, Solution
 
@@ -68,13 +68,28 @@ class Source(Protocol):
         """Lower objective at the point minus its optimum for the same x, by an independent solver."""
 
 
+class Derived(Protocol):
+    """Functions of a program's inputs that are data of it."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What they are."""
+
+    @property
+    def signs(self) -> tuple[int, ...]:
+        """The sign that each is known to have, +1, -1 or 0."""
+
+    def __call__(self, theta: tuple[Array, ...]) -> tuple[Array, ...]:
+        """The inputs, and the functions' values behind them."""
+
+
 @dataclass(frozen=True, eq=False)
 class Program:
     """A declared bilevel program, made by `bigrad.bilevel`; it never changes and is safe to share between threads.
 
     quadratic: the program as a bilevel quadratic program, or None. convex: whether its upper level is convex in z = (x,
     y). smooth: the program as a smooth program with complementarity pairs, built when first needed. sign: +1 where the
-    leader minimises, -1 where it maximises.
+    leader minimises, -1 where it maximises. derived: further inputs as functions of the user's, or None.
     """
 
     inputs: tuple[Input, ...]
@@ -87,6 +102,7 @@ class Program:
     source: Source = field(repr=False)
     default: Solver = field(repr=False)
     rebuild: tuple[Any, ...] = field(repr=False)
+    derived: Derived | None = field(default=None, repr=False)
 
     @property
     def offers(self) -> frozenset[str]:
@@ -111,12 +127,18 @@ class Program:
         given = self._given(values or {})
         solver = self.checked(solver)
         theta = tuple(flatten(given[i.handle], len(i.shape)) for i in self.inputs)
-        outcome = solver.solve(self, theta, None if warm_start is None else self.points([warm_start]))
+        points = None if warm_start is None else self.points([warm_start])
+        outcome = solver.solve(self, self.extended(theta), points)
         solution = self.solutions(outcome, given, verify=verify)[0]
         self.source.publish(
             {u.handle: solution.values[u.handle].copy() if solution.status.ok else None for u in self.unknowns}
         )
         return solution
+
+    def extended(self, theta: tuple[Array, ...]) -> tuple[Array, ...]:
+        """The flat inputs as solvers and gradient rules take them: behind the user's own, the functions of them that
+        are data of the program. numpy or torch, whose autograd follows."""
+        return theta if self.derived is None else self.derived(theta)
 
     def points(self, solutions: Sequence[Solution]) -> list[Point | None]:
         """Where solves may start from, checked to be of this program."""
@@ -149,6 +171,8 @@ class Program:
                 f"upper inequalities {s.upper}, equalities {s.upper_equalities}; upper level "
                 f"{'convex' if self.convex else 'not convex'}."
             )
+        if self.derived:
+            lines.append(f"Functions of parameters, computed before every solve: {', '.join(self.derived.names)}.")
         chosen, why = self.checked(solver).choose(self)
         return "\n".join([*lines, f"Solver: {chosen}. {why}"])
 
@@ -170,10 +194,11 @@ class Program:
         return found
 
     def invalid(self, theta: Sequence[np.ndarray], batch: int) -> np.ndarray:
-        """Items with a NaN, an infinity or a wrong sign among their inputs, bool (batch,)."""
+        """Items with a NaN, an infinity or a wrong sign among their (extended) inputs, bool (batch,)."""
         bad = np.zeros(batch, bool)
-        for i, value in zip(self.inputs, theta, strict=True):
-            wrong = value * i.sign < 0 if i.sign else np.zeros(value.shape, bool)
+        signs = (*(i.sign for i in self.inputs), *(self.derived.signs if self.derived else ()))
+        for sign, value in zip(signs, theta, strict=True):
+            wrong = value * sign < 0 if sign else np.zeros(value.shape, bool)
             bad |= ~(np.isfinite(value) & ~wrong).all(-1)
         return bad
 

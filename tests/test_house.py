@@ -67,10 +67,10 @@ INSIDE = {
     "gradients": [{"implicit"}, {"base"}],
     "programs": [
         {"cvxpy", "ortools", "torch"},
-        {"assemble", "smooth"},
+        {"assemble", "data", "smooth"},
         {"source", "system"},
         {"canonical", "checks", "engine", "roles"},
-        {"bilinear", "expressions"},
+        {"atoms", "bilinear", "expressions"},
     ],
 }
 

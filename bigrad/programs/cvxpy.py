@@ -13,6 +13,7 @@ from bigrad.programs import canonical, expressions
 from bigrad.programs.assemble import assemble
 from bigrad.programs.canonical import Level
 from bigrad.programs.checks import check_lower, check_upper
+from bigrad.programs.data import Extraction
 from bigrad.programs.roles import Roles, declared_bounds, declared_sign, sort_roles
 from bigrad.programs.smooth import Smooth
 from bigrad.programs.source import Source
@@ -26,15 +27,21 @@ def declare(upper: cp.Problem, lower: cp.Problem, responds: Sequence[cp.Variable
     source = Source(upper, lower, roles)
     answer, stand_in = source.answer, source.stand_in
 
-    rows: list[cp.Constraint] = []
-    shared: list[cp.Constraint] = []
-    for constraint in lower.constraints:
-        follower = any(v.id in answer for v in constraint.variables())
-        (rows if follower else shared).append(constraint)
+    shared = [c for c in lower.constraints if not any(v.id in answer for v in c.variables())]
     plain = {id(v): source.plain[v.id] for v in (*roles.leader, *roles.follower)}
-    below = source.below
-    check_lower(below, {p.id: v for v, p in zip(roles.leader, stand_in.values(), strict=True)})
-    pseudo = list(stand_in.values())
+    extract = Extraction(roles.parameters, {p.id: source.plain[i] for i, p in source.stand_in.items()})
+    below = cp.Problem(
+        cp.Minimize(extract.goal(source.below.objective.expr)), [extract(c) for c in source.below.constraints]
+    )
+    sign = 1.0 if isinstance(upper.objective, cp.Minimize) else -1.0
+    objective = (upper.objective.expr if sign > 0 else -upper.objective.expr).tree_copy(plain)
+    above = [c.tree_copy(plain) for c in (*upper.constraints, *shared)] + declared_bounds(roles.leader, plain)
+    above += [z == expression for z, _, expression in extract.defined]
+    objective, above = extract(objective), [extract(c) for c in above]
+    roles = extract.widened(roles)
+    source.plain |= {z.id: z for z, _, _ in extract.defined}
+    pseudo = [*stand_in.values(), *(p for _, p, _ in extract.defined)]
+    check_lower(below, {p.id: v for v, p in zip(roles.leader, pseudo, strict=True)})
     inputs = [*roles.parameters, *pseudo]
     cone = canonical.stuff(below.objective.expr, below.constraints)
     if beyond := canonical.cones_beyond_linear(cone):
@@ -44,10 +51,6 @@ def declare(upper: cp.Problem, lower: cp.Problem, responds: Sequence[cp.Variable
             "semidefinite constraints of the follower have no exact road here yet."
         )
     level = canonical.level(cone, [source.plain[v.id] for v in roles.follower], inputs)
-
-    sign = 1.0 if isinstance(upper.objective, cp.Minimize) else -1.0
-    objective = (upper.objective.expr if sign > 0 else -upper.objective.expr).tree_copy(plain)
-    above = [c.tree_copy(plain) for c in (*upper.constraints, *shared)] + declared_bounds(roles.leader, plain)
     maps, convex, reason = _quadratic(objective, above, level, roles, source)
     smooth = Smooth(
         objective=objective,
@@ -61,8 +64,9 @@ def declare(upper: cp.Problem, lower: cp.Problem, responds: Sequence[cp.Variable
     if maps is None:
         smooth.check(reason)
     return Program(
-        inputs=tuple(Input(p, p.name(), p.shape, declared_sign(p)) for p in roles.parameters),
-        unknowns=_unknowns(roles, maps, sum(v.size for v in roles.leader)),
+        inputs=tuple(Input(p, p.name(), p.shape, declared_sign(p)) for p in extract.parameters),
+        unknowns=_unknowns(roles, maps, {z.id for z, _, _ in extract.defined}),
+        derived=extract.derived(),
         sign=sign,
         quadratic=maps,
         convex=convex,
@@ -115,12 +119,14 @@ def _quadratic(
     return assemble(canonical.level(cone, variables, roles.parameters), level, roles, source, stand_ins), convex, ""
 
 
-def _unknowns(roles: Roles, maps: Maps | None, leader: int) -> tuple[Unknown, ...]:
+def _unknowns(roles: Roles, maps: Maps | None, hidden: set[int]) -> tuple[Unknown, ...]:
+    """The user's variables; `hidden` are further ones of the leader, which only have a place."""
     found, at = [], 0
     for v in roles.leader:
-        found.append(Unknown(v, v.name(), v.shape, True, slice(at, at + v.size)))
+        if v.id not in hidden:
+            found.append(Unknown(v, v.name(), v.shape, True, slice(at, at + v.size)))
         at += v.size
-    at = maps.sizes.x if maps else leader
+    at = maps.sizes.x if maps else at
     for v in roles.follower:
         found.append(Unknown(v, v.name(), v.shape, False, slice(at, at + v.size)))
         at += v.size
