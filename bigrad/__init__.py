@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from bigrad.solvers.mehrotra import Mehrotra
     from bigrad.solvers.pieces import Pieces
     from bigrad.solvers.relaxation import Relaxation
+    from bigrad.solvers.spread import Spread
 
 __version__ = "0.1.0"
 
@@ -57,6 +58,7 @@ _HOMES = {
     "Solution": "solution",
     "SolveError": "solution",
     "SolveWarning": "solution",
+    "Spread": "solvers.spread",
     "Stats": "solution",
     "Status": "solution",
     "argmin": "declare",
@@ -81,6 +83,7 @@ __all__ = [
     "Solution",
     "SolveError",
     "SolveWarning",
+    "Spread",
     "Stats",
     "Status",
     "argmin",

@@ -140,7 +140,7 @@ class Layer(nn.Module):
         return solver.solve(self.program, given, points)
 
     def _theta(self, values: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], bool]:
-        """The program's inputs, flattened, in float64 and in the program's order, and whether any has a batch dimension."""
+        """The program's inputs, flattened, in float64, in the program's order and extended; whether any has a batch dimension."""
         if len(values) != len(self._order):
             names = ", ".join(self.program.inputs[k].name for k in self._order)
             raise InputError(f"This layer takes {len(self._order)} tensors ({names}), got {len(values)}.")
@@ -166,7 +166,7 @@ class Layer(nn.Module):
             raise InputError(f"The batch dimensions differ: {given}. Make them equal, or give one item without.")
         device = values[0].device if values else torch.device("cpu")
         flat |= {k: flatten(v, v.ndim).to(device) for k, v in self._fixed.items()}
-        return tuple(flat[k] for k in range(len(self.program.inputs))), bool(batch)
+        return self.program.extended(tuple(flat[k] for k in range(len(self.program.inputs)))), bool(batch)
 
 
 def _position(handle: Any, known: Sequence[Input | Unknown | Price], kind: str) -> int:
@@ -181,7 +181,8 @@ def _position(handle: Any, known: Sequence[Input | Unknown | Price], kind: str) 
 def _failure(outcome: Outcome, batched: bool) -> SolveError:
     bad = {int(i): outcome.status[i] for i in np.flatnonzero(~outcome.ok)}
     shown = [
-        f"  item {i}: {s.name}. {s.value}" if batched else f"  {s.name}. {s.value}" for i, s in list(bad.items())[:8]
+        f"{f'  item {i}: ' if batched else '  '}{s.name}. {s.value} {outcome.stats(i, 1.0).cause}".rstrip()
+        for i, s in list(bad.items())[:8]
     ]
     more = [f"  … and {len(bad) - 8} more."] if len(bad) > 8 else []
     head = (

@@ -10,6 +10,7 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from functools import cache
 from typing import TypeVar
 
@@ -19,8 +20,14 @@ from threadpoolctl import ThreadpoolController
 T = TypeVar("T")
 
 
+only_one: ContextVar[bool] = ContextVar("only_one", default=False)
+"""Set where this thread is to use a single processor: others have work of their own."""
+
+
 def processors() -> int:
-    """How many processors this process may use."""
+    """How many processors this thread may use."""
+    if only_one.get():
+        return 1
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -90,6 +90,21 @@ class Source(Protocol):
         """
 
 
+class Derived(Protocol):
+    """Functions of a program's inputs that are data of it."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What they are."""
+
+    @property
+    def signs(self) -> tuple[int, ...]:
+        """The sign that each is known to have, +1, -1 or 0."""
+
+    def __call__(self, theta: tuple[Array, ...]) -> tuple[Array, ...]:
+        """The inputs, and the functions' values behind them."""
+
+
 @dataclass(frozen=True, eq=False)
 class Program:
     """A declared program, made by `bigrad.bilevel` or `bigrad.argmin`; it never changes and is safe to share between
@@ -98,7 +113,7 @@ class Program:
     quadratic: the program as a bilevel quadratic program, or None. convex: whether its upper level is convex in z = (x,
     y). smooth: the program as a smooth program with complementarity pairs, built when first needed. sign: +1 where the
     leader minimises, -1 where it maximises. prices: the prices of the lower constraints that involve a follower. followers:
-    how many there are.
+    how many there are. derived: further inputs as functions of the user's, or None.
     """
 
     inputs: tuple[Input, ...]
@@ -125,6 +140,8 @@ class Program:
         _, _, lam, nu, *_ = self.layout.blocks
         return slice(lam.start, nu.stop)
 
+    derived: Derived | None = field(default=None, repr=False)
+
     @property
     def offers(self) -> frozenset[str]:
         """What a gradient rule may rely on: `kkt`, the optimality conditions of both levels; `quadratic`, that they are
@@ -134,14 +151,14 @@ class Program:
 
     def nudged(self, weight: float) -> Program:
         """The quadratic program with weight |v|^2 / 2 + n'v added to its minimised upper objective, v all variables in the
-        order of `unknowns`, n one more input.
+        order of `unknowns`; its inputs are the extended ones and n.
         """
         assert self.quadratic is not None
         own = np.concatenate([np.arange(u.place.start, u.place.stop) for u in self.unknowns])
-        more = Input(None, "nudge", (len(own),))
-        return replace(
-            self, inputs=(*self.inputs, more), quadratic=self.quadratic.nudged(own, weight, len(self.inputs))
-        )
+        further = [Input(None, "", (), sign) for sign in (self.derived.signs if self.derived else ())]
+        inputs = (*self.inputs, *further, Input(None, "nudge", (len(own),)))
+        maps = self.quadratic.nudged(own, weight, len(inputs) - 1)
+        return replace(self, inputs=inputs, derived=None, quadratic=maps)
 
     def solve(
         self,
@@ -162,11 +179,17 @@ class Program:
         given = self._given(values or {})
         solver = self.checked(solver)
         theta = tuple(flatten(given[i.handle], len(i.shape)) for i in self.inputs)
-        outcome = solver.solve(self, theta, None if warm_start is None else self.points([warm_start]))
+        points = None if warm_start is None else self.points([warm_start])
+        outcome = solver.solve(self, self.extended(theta), points)
         solution = self.solutions(outcome, given, verify=verify)[0]
         found = {**solution.values, **solution.prices}
         self.source.publish({k: v.copy() if solution.status.ok else None for k, v in found.items()})
         return solution
+
+    def extended(self, theta: tuple[Array, ...]) -> tuple[Array, ...]:
+        """The flat inputs as solvers and gradient rules take them: behind the user's own, the functions of them that
+        are data of the program. numpy or torch, whose autograd follows."""
+        return theta if self.derived is None else self.derived(theta)
 
     def points(self, solutions: Sequence[Solution]) -> list[Point | None]:
         """Where solves may start from, checked to be of this program."""
@@ -201,6 +224,8 @@ class Program:
                 f"upper inequalities {s.upper}, equalities {s.upper_equalities}; upper level "
                 f"{'convex' if self.convex else 'not convex'}."
             )
+        if self.derived:
+            lines.append(f"Functions of parameters, computed before every solve: {', '.join(self.derived.names)}.")
         chosen, why = self.checked(solver).choose(self)
         return "\n".join([*lines, f"Solver: {chosen}. {why}"])
 
@@ -225,11 +250,12 @@ class Program:
         return found
 
     def invalid(self, theta: Sequence[Array], batch: int) -> np.ndarray:
-        """Items with a NaN, an infinity or a wrong sign among their inputs, bool (batch,)."""
+        """Items with a NaN, an infinity or a wrong sign among their (extended) inputs, bool (batch,)."""
         bad = np.zeros(batch, bool)
-        for i, value in zip(self.inputs, theta, strict=True):
+        signs = (*(i.sign for i in self.inputs), *(self.derived.signs if self.derived else ()))
+        for sign, value in zip(signs, theta, strict=True):
             fine = namespace(value).isfinite(value)
-            bad |= ~np.asarray((fine & (value * i.sign >= 0) if i.sign else fine).all(-1).tolist(), dtype=bool)
+            bad |= ~np.asarray((fine & (value * sign >= 0) if sign else fine).all(-1).tolist(), dtype=bool)
         return bad
 
     def _given(self, values: Mapping[Any, Any]) -> dict[Any, np.ndarray]:

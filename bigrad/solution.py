@@ -54,7 +54,8 @@ class Stats:
     strongly_stationary: multipliers of the right sign exist at every biactive pair, so the point is a local optimum.
     singular: the KKT matrix at the solution's active set is singular; the gradient is then the minimum-norm one.
     follower_gap: the follower's objective here minus its optimum given x, from an independent re-solve; None if not
-    asked. bound: best proven bound on the upper objective, in the user's sense; None if none is known.
+    asked. bound: best proven bound on the upper objective, in the user's sense; None if none is known. cause: what
+    stopped an item that no solver could report on, such as the death of its process; empty otherwise.
     """
 
     solver: str = ""
@@ -69,6 +70,7 @@ class Stats:
     singular: bool = False
     follower_gap: float | None = None
     bound: float | None = None
+    cause: str = ""
 
     def with_gap(self, gap: float) -> Stats:
         """These stats with the follower's gap filled in."""
@@ -93,8 +95,9 @@ class Outcome:
     z: (batch, size) values of x then y. w: all unknowns and multipliers of the program's reformulation, in the order of
     the form that was solved (`smooth` or quadratic); free: which of them were not held at zero. tight: (batch, pairs),
     the side of each pair. value and bound: upper objective, minimised. The other arrays are the fields of Stats. units:
-    (unknowns,), factors of w in which the program's numbers are of order one, None if the solver knows none. factors:
-    for one level, the KKT matrix ready for more solves (`bigrad.linear.Bordered` and its like), where the solver has it.
+    (unknowns,) or (batch, unknowns), factors of w in which the program's numbers are of order one, None if the solver
+    knows none. factors: for one level, the KKT matrix ready for more solves (`bigrad.linear.Bordered` and its like),
+    where the solver has it. cause: (batch,) strings, None if all are empty.
     """
 
     solver: str
@@ -117,23 +120,40 @@ class Outcome:
     seconds: np.ndarray
     units: np.ndarray | None = None
     factors: Any = None
+    cause: np.ndarray | None = None
 
     @staticmethod
     def join(parts: Sequence[Outcome]) -> Outcome:
         """Outcomes of consecutive parts of a batch as one."""
+        if len(parts) == 1:
+            return parts[0]
         arrays = {f.name: [getattr(p, f.name) for p in parts] for f in fields(Outcome)}
+        units, cause = arrays.pop("units"), arrays.pop("cause")
         joined: dict[str, Any] = {
             k: np.concatenate(v) if isinstance(v[0], np.ndarray) else v[0] for k, v in arrays.items()
         }
-        return replace(Outcome(**joined), factors=parts[0].factors if len(parts) == 1 else None)
+        if any(u is not None for u in units):  # each part has its own
+            joined["units"] = np.concatenate(
+                [np.broadcast_to(1.0 if u is None else u, p.w.shape) for u, p in zip(units, parts, strict=True)]
+            )
+        if any(c is not None for c in cause):
+            joined["cause"] = np.concatenate(
+                [np.full(len(p.status), "") if c is None else c for c, p in zip(cause, parts, strict=True)]
+            )
+        return Outcome(**joined)
 
     def with_items(self, items: np.ndarray, part: Outcome) -> Outcome:
         """This outcome with some items replaced by those of another, whose arrays are numpy's."""
         arrays = {f.name: getattr(self, f.name) for f in fields(Outcome)}
         for name, array in arrays.items():
-            if name in ("solver", "smooth", "units", "factors"):
-                continue
             fresh = getattr(part, name)
+            if name in ("solver", "smooth", "units", "factors") or array is fresh is None:
+                continue
+            if name == "cause":
+                array, fresh = (
+                    np.full(size, "") if c is None else c for c, size in ((array, len(self.z)), (fresh, len(items)))
+                )
+                array = array.astype(object)
             if not isinstance(array, np.ndarray):
                 fresh = array.new_tensor(fresh, dtype=array.dtype)
             arrays[name] = array.copy() if isinstance(array, np.ndarray) else array.clone()
@@ -165,6 +185,7 @@ class Outcome:
             strongly_stationary=bool(self.strongly_stationary[i]),
             singular=bool(self.singular[i]),
             bound=sign * float(self.bound[i]) if np.isfinite(self.bound[i]) else None,
+            cause="" if self.cause is None else str(self.cause[i]),
         )
 
     def point(self, i: int) -> Point | None:
@@ -231,3 +252,6 @@ class SolveError(BigradError, RuntimeError):
     def __init__(self, message: str, failures: Mapping[int, Status]):
         super().__init__(message)
         self.failures = dict(failures)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (*self.args, self.failures)

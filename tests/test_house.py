@@ -36,6 +36,7 @@ EXPORTS = [
     "Solution",
     "SolveError",
     "SolveWarning",
+    "Spread",
     "Stats",
     "Status",
     "argmin",
@@ -55,7 +56,7 @@ LADDER = [
     {"program"},
     {"sensitivity"},
     {"quadratic"},
-    {"linear", "parallel"},
+    {"linear", "parallel", "processes"},
     {"affine"},
     {"solution"},
 ]
@@ -64,7 +65,7 @@ INSIDE = {
     "solvers": [
         {"mehrotra"},
         {"active_set"},
-        {"pieces", "relaxation"},
+        {"pieces", "relaxation", "spread"},
         {"branch", "verdict"},
         {"search", "stages"},
         {"piece", "starts", "uno"},
@@ -76,10 +77,10 @@ INSIDE = {
     "programs": [
         {"single"},
         {"cvxpy", "ortools", "torch"},
-        {"assemble", "smooth"},
+        {"assemble", "data", "smooth"},
         {"prices", "source", "system"},
         {"canonical", "checks", "engine", "roles"},
-        {"bilinear", "expressions"},
+        {"atoms", "bilinear", "expressions"},
     ],
 }
 

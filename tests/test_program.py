@@ -55,27 +55,6 @@ REFUSED = {
     "a quadratic lower constraint": (lambda: declare(X2, Y2, [Y], below=[cp.square(Y) <= 1]), "needs the cones SOC.*linear equalities"),
     "an exponential follower": (lambda: declare(X2, cp.exp(Y - X), [Y]), "needs the cones ExpCone"),
     "a semidefinite follower": (lambda: declare(X2, cp.trace(SYMMETRIC), [SYMMETRIC]), "attribute symmetric"),
-    "parameter times leader": (
-        lambda: declare(X2, cp.square(Y) + P * X * Y, [Y]),
-        r"not DPP.*parameter 'p' by upper variable 'x'.*z == p \* x",
-    ),
-    "parameter times leader in a row": (lambda: declare(X2, Y2, [Y], below=[Y <= P * X]), r"not DPP.*the constraint.*look at p \* x"),
-    "a matrix parameter times the leader": (
-        lambda: declare(cp.sum_squares(VX), cp.sum_squares(VY), [VY], below=[cp.Parameter((2, 2), name="B") @ VX >= VY]),
-        r"parameter 'B' by upper variable 'vx'.*z == B @ vx",
-    ),
-    "the leader squared": (lambda: declare(X2, cp.square(Y) + X2 * Y, [Y]), "not affine in upper variable 'x'.*an upper variable z"),
-    "the product of two parameters, below": (lambda: declare(X2, Y2 + P * Q * Y, [Y]), r"not DPP.*p \* q.*one parameter"),
-    "a function of a parameter, below": (lambda: declare(X2, Y2 + cp.sqrt(N) * Y, [Y]), "not DPP.*one parameter"),
-    "division by a parameter": (lambda: declare(X2, Y2 + Y / N, [Y]), "not DPP.*y / n"),
-    "the product of two parameters, above": (lambda: declare(X2 + P * Q * X, Y2, [Y]), r"upper objective .* not DPP at p \* q"),
-    "a constant product of parameters": (lambda: declare(X2 + P * Q, Y2, [Y]), r"not DPP at p \* q.*one parameter"),
-    "a constant function of a parameter": (lambda: declare(X2 + cp.square(P), Y2, [Y]), "not DPP at Power"),
-    "a product above, not convex": (lambda: declare(-(P * Q) * X2 + cp.square(Y), Y2, [Y]), r"not DPP at .*p \* q"),
-    "a function above, not convex": (lambda: declare(-cp.square(P) * X2 + cp.square(Y), Y2, [Y]), "not DPP at .*Power"),
-    "division above, not convex": (lambda: declare(X * Y - cp.quad_over_lin(X, N), Y2, [Y]), "not DPP at quad_over_lin"),
-    "a product in an upper row": (lambda: declare(X2, Y2, [Y], above=[P * Q * X <= 1]), "upper constraint .* not DPP"),
-    "a weight and a target, both parameters": (lambda: declare(N * cp.square(X - P), Y2, [Y]), "not DPP at n.*variable of its own"),
     "an integer follower": (lambda: declare(X2, cp.square(INTEGER - X), [INTEGER]), "follower variable 'k' is integer"),
     "a boolean follower": (lambda: declare(X2, cp.square(BOOLEAN - X), [BOOLEAN]), "follower variable 'k' is integer"),
     "an integer leader": (lambda: declare(INTEGER, cp.square(Y - INTEGER), [Y]), "leader variable 'k' is integer"),
@@ -105,14 +84,6 @@ def test_refused_with_what_to_do(name):
 def test_a_refusal_is_a_value_error_too():
     with pytest.raises(ValueError, match="name the variables"):
         declare(X2, Y2, [])
-
-
-def test_an_unpromised_value_never_slips_into_the_data():
-    """A parameter function that CVXPY would evaluate once must be refused also when the parameter already has a value."""
-    p = cp.Parameter(name="p", value=2.0)
-    x, y = scalars()
-    with pytest.raises(bg.DeclarationError, match="not DPP"):
-        declare(cp.square(x) + cp.square(p), cp.square(y - x), [y])
 
 
 def grid(*variables, low=-3.0, high=3.0, count=9):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import bigrad as bg
+from bigrad.solvers.active_set import settled
 from bigrad.solvers.separable import Separable
 
 SIZE, BATCH = 6, 40
@@ -47,9 +48,12 @@ FORMS = [
 def test_closed_forms_agree_with_the_general_road(name):
     problem, y, parameters = separable(name)
     program = bg.argmin(problem)
-    assert Separable.of(program.quadratic.hessian(()), program.quadratic.G(()), program.quadratic.E(())) is not None
+    form = Separable.of(program.quadratic.hessian(()), program.quadratic.G(()), program.quadratic.E(()))
+    assert form is not None
     rng = np.random.default_rng(1)
     inputs = [leaf(2 * rng.standard_normal((BATCH, SIZE))), leaf(rng.random(BATCH))][: len(parameters)]
+    data = program.quadratic(tuple(t.detach().numpy().reshape(BATCH, -1) for t in inputs))
+    assert settled(data, program.quadratic.sizes, BATCH, form).ok.all()
     weights = torch.as_tensor(rng.standard_normal((BATCH, SIZE)))
     found = {}
     for solver in (None, bg.Pieces()):

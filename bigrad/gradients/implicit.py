@@ -73,7 +73,9 @@ def _followed(
     free = torch.as_tensor(outcome.free, device=cotangent.device)
     matrix, rhs = kkt(maps(tuple(torch.where(torch.isfinite(t), t, 0.0) for t in theta)), maps.sizes, len(free))
     units = torch.as_tensor(_units(outcome), device=cotangent.device)
-    z = (solve_free(matrix * units[:, None] * units, free, rhs * units)[0] * units)[:, : cotangent.shape[1]]
+    z = (solve_free(matrix * units[..., :, None] * units[..., None, :], free, rhs * units)[0] * units)[
+        :, : cotangent.shape[1]
+    ]
     grads = torch.autograd.grad(z, leaves, cotangent, create_graph=True, allow_unused=True)
     filled = iter([torch.zeros_like(t) if g is None else g for g, t in zip(grads, leaves, strict=True)])
     return tuple(next(filled) if need else None for need in wanted)
@@ -121,7 +123,7 @@ def _adjoint(maps: Maps, theta: tuple[Array, ...], outcome: Outcome, ok: Array, 
                 return xp.where(ok[:, None], adjoint, 0.0)
     matrix, _ = kkt(data, maps.sizes, len(free))
     units = xp.ones_like(rest[0, :1]) if outcome.units is None else outcome.units
-    matrix *= units[:, None] * units
+    matrix *= units[..., :, None] * units[..., None, :]
     goal = xp.concatenate([cotangent, rest], -1) * units
     adjoint, singular = solve_free(matrix, free, goal)
     if bool(singular.any()):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import cvxpy as cp
@@ -13,6 +13,7 @@ from bigrad.programs import canonical, expressions
 from bigrad.programs.assemble import assemble
 from bigrad.programs.canonical import Level
 from bigrad.programs.checks import check_lower, check_upper
+from bigrad.programs.data import Extraction
 from bigrad.programs.prices import Prices, in_cone, in_level
 from bigrad.programs.roles import Roles, declared_bounds, declared_sign, sort_roles
 from bigrad.programs.smooth import Smooth
@@ -28,13 +29,28 @@ def declare(
     roles = sort_roles(upper, lower, responds)
     source = Source(upper, lower, roles)
     plain = {id(v): source.plain[v.id] for v in (*roles.leader, *roles.follower)}
-    below, pseudo = source.below, list(source.stand_in.values())
+    extract = Extraction(roles.parameters, {p.id: source.plain[i] for i, p in source.stand_in.items()})
+    belows = [
+        cp.Problem(cp.Minimize(extract.goal(b.objective.expr)), [extract(c) for c in b.constraints])
+        for b in source.belows
+    ]
+    sign = 1.0 if isinstance(upper.objective, cp.Minimize) else -1.0
+    goal = extract(upper.objective.expr if sign > 0 else -upper.objective.expr)
+    limits = [extract(c) for c in (*upper.constraints, *source.shared)]
+    bounds = [extract(c) for c in declared_bounds(roles.leader, plain)]
+    bounds += [extract(z == expression) for z, _, expression in extract.defined]
+    leaders = len(roles.leader)
+    roles = extract.widened(roles)
+    source.plain |= {z.id: z for z, _, _ in extract.defined}
+    pseudo = list(source.stand_in.values())
+    pseudo[leaders:leaders] = [p for _, p, _ in extract.defined]
     known = {p.id: v for v, p in zip((*roles.leader, *roles.follower), pseudo, strict=False)}
-    for k, problem in enumerate(source.belows):
+    for k, problem in enumerate(belows):
         try:
             check_lower(problem, known)
         except DeclarationError as error:
             raise error if len(lower) == 1 else DeclarationError(f"Follower {k}: {error}") from None
+    below = _joined(belows)
     inputs = [*roles.parameters, *pseudo]
     cone, places = canonical.stuff_and_locate(below.objective.expr, below.constraints)
     if beyond := canonical.cones_beyond_linear(cone):
@@ -47,14 +63,10 @@ def declare(
     priced = {c.id for c in roles.priced}
     rows = [(c, at) for c, at in zip(source.rows, places, strict=True) if c is not None and c.id in priced]
 
-    sign = 1.0 if isinstance(upper.objective, cp.Minimize) else -1.0
-    bounds = declared_bounds(roles.leader, plain)
-
     def above(prices: Prices) -> tuple[cp.Expression, list[cp.Constraint]]:
         """The upper level, minimised, in plain variables."""
         swap = plain | prices.swap(roles.asked)
-        objective = (upper.objective.expr if sign > 0 else -upper.objective.expr).tree_copy(swap)
-        return objective, [c.tree_copy(swap) for c in (*upper.constraints, *source.shared)] + bounds
+        return goal.tree_copy(swap), [*(c.tree_copy(swap) for c in limits), *bounds]
 
     prices = in_level(rows, level)
     multipliers = prices.multipliers if roles.asked else None
@@ -76,8 +88,9 @@ def declare(
     if maps is None:
         smooth.check(reason)
     return Program(
-        inputs=tuple(Input(p, p.name(), p.shape, declared_sign(p)) for p in roles.parameters),
-        unknowns=unknowns(roles, maps, sum(v.size for v in roles.leader)),
+        inputs=tuple(Input(p, p.name(), p.shape, declared_sign(p)) for p in extract.parameters),
+        unknowns=unknowns(roles, maps, {z.id for z, _, _ in extract.defined}),
+        derived=extract.derived(),
         sign=sign,
         quadratic=maps,
         convex=convex,
@@ -97,6 +110,13 @@ def declare(
         prices=(prices if maps else in_full).handles(),
         followers=len(lower),
     )
+
+
+def _joined(belows: Sequence[cp.Problem]) -> cp.Problem:
+    """The followers' problems as one: each chooses its own variables and takes those of the others as parameters."""
+    if len(belows) == 1:
+        return belows[0]
+    return cp.Problem(cp.Minimize(sum(p.objective.expr for p in belows)), [c for p in belows for c in p.constraints])
 
 
 def _reload(above: tuple[Any, Any], below: list[tuple[Any, Any]], responds: list[Any], default: Solver) -> Program:
@@ -152,13 +172,14 @@ def quadratic_form(
     return assemble(upper, level, roles, plain, stand_ins, asked), convex, ""
 
 
-def unknowns(roles: Roles, maps: Maps | None, leader: int) -> tuple[Unknown, ...]:
-    """The program's variables and their places in z."""
+def unknowns(roles: Roles, maps: Maps | None, hidden: Container[int] = ()) -> tuple[Unknown, ...]:
+    """The user's variables and their places in z; `hidden` are further ones of the leader, which only have a place."""
     found, at = [], 0
     for v in roles.leader:
-        found.append(Unknown(v, v.name(), v.shape, True, slice(at, at + v.size)))
+        if v.id not in hidden:
+            found.append(Unknown(v, v.name(), v.shape, True, slice(at, at + v.size)))
         at += v.size
-    at = maps.sizes.x if maps else leader
+    at = maps.sizes.x if maps else at
     for v in roles.follower:
         found.append(Unknown(v, v.name(), v.shape, False, slice(at, at + v.size)))
         at += v.size

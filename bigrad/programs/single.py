@@ -13,6 +13,7 @@ import numpy as np
 from bigrad.program import Input, Program, Solver
 from bigrad.programs import canonical
 from bigrad.programs.cvxpy import quadratic_form, renumber, unknowns
+from bigrad.programs.data import Extraction
 from bigrad.programs.expressions import Holding
 from bigrad.programs.roles import Roles, declared_bounds, declared_sign, sort_single
 from bigrad.programs.smooth import Smooth
@@ -60,8 +61,11 @@ def declare(problem: cp.Problem, default: Solver) -> Program:
     source = Single(problem, roles)
     plain = {id(v): source.plain[v.id] for v in roles.leader}
     sign = 1.0 if isinstance(problem.objective, cp.Minimize) else -1.0
-    objective = (problem.objective.expr if sign > 0 else -problem.objective.expr).tree_copy(plain)
+    extract = Extraction(roles.parameters, {})
+    objective = extract((problem.objective.expr if sign > 0 else -problem.objective.expr).tree_copy(plain))
     above = [c.tree_copy(plain) for c in problem.constraints] + declared_bounds(roles.leader, plain)
+    above = [extract(c) for c in above]
+    roles = extract.widened(roles)
     maps, convex, reason = quadratic_form(objective, above, canonical.empty(), roles, source.plain)
     smooth = Smooth(
         objective=objective,
@@ -75,8 +79,9 @@ def declare(problem: cp.Problem, default: Solver) -> Program:
     if maps is None:
         smooth.check(reason)
     return Program(
-        inputs=tuple(Input(p, p.name(), p.shape, declared_sign(p)) for p in roles.parameters),
-        unknowns=unknowns(roles, maps, sum(v.size for v in roles.leader)),
+        inputs=tuple(Input(p, p.name(), p.shape, declared_sign(p)) for p in extract.parameters),
+        unknowns=unknowns(roles, maps),
+        derived=extract.derived(),
         sign=sign,
         quadratic=maps,
         convex=convex,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from typing import Any
 
 import cvxpy as cp
@@ -31,17 +30,9 @@ class Source:
         self.belows = [self._below(problem, own) for problem, own in zip(self.lower, roles.players, strict=True)]
         self.turn = threading.RLock()  # the user's leaves hold one call's values at a time
 
-    @cached_property
-    def below(self) -> cp.Problem:
-        """The followers' problems as one: each chooses its own variables and takes those of the others as parameters."""
-        goals = [p.objective.expr for p in self.belows]
-        return cp.Problem(
-            cp.Minimize(goals[0] if len(goals) == 1 else sum(goals)), [c for p in self.belows for c in p.constraints]
-        )
-
     @property
     def rows(self) -> list[cp.Constraint | None]:
-        """The user's constraint behind each one of `below`; None for declared bounds."""
+        """The user's constraint behind each one of `belows`; None for declared bounds."""
         found: list[cp.Constraint | None] = []
         for problem, own, below in zip(self.lower, self.roles.players, self.belows, strict=True):
             rows = _involving(problem.constraints, own)

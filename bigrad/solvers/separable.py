@@ -104,7 +104,7 @@ class Separable:
                 y = np.clip(free, low, high)
                 return y, y == free
             over, under = s - jump > self.q * kink, s + jump < self.q * kink
-            free = np.where(over, s - jump, np.where(under, s + jump, self.q * kink)) / self.q
+            free = np.where(over, (s - jump) / self.q, np.where(under, (s + jump) / self.q, kink))
             moves = (over | under | (jump == 0)) & (free > low) & (free < high)
             return np.clip(free, low, high), moves
 
