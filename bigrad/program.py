@@ -212,7 +212,7 @@ class Program:
         kind = "quadratic" if self.quadratic else f"smooth ({self.why_not_quadratic})"
         leader = sum(int(np.prod(u.shape)) for u in self.unknowns if u.leader)
         follower = sum(int(np.prod(u.shape)) for u in self.unknowns if not u.leader)
-        who = "follower" if self.followers == 1 else f"{self.followers} followers"
+        who = "follower" if self.followers == 1 else f"{self.followers} followers together"
         whose = f"leader {leader}, {who} {follower}" if follower else str(leader)
         lines = [
             f"{'Bilevel' if follower else 'One-level'} program, {kind}. Variables: {whose}. Parameters: {len(self.inputs)}."

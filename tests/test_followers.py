@@ -132,7 +132,7 @@ def test_independent_followers_are_one_lower_level():
     game.check(solution)
     assert isinstance(program.default.choose(program)[0], Pieces)
     assert solution.value == pytest.approx(one.solve(game.values).value, abs=1e-9)
-    assert "2 followers 5" in program.explain()
+    assert "2 followers together 5" in program.explain()
     assert compare(game).worst <= 1e-5
 
 

@@ -22,6 +22,8 @@ SLIT = 1e-8
 """Half width of the interval that stands in for an equality among dependent ones, relative to 1 + its right-hand side."""
 LENIENT = 1e-6
 """The tolerance at which infeasibility is believed."""
+HUGE = 1e15
+"""A linear program that DAQP calls solved at such a point is as good as unbounded; its value there means nothing."""
 PROXIMAL = 1e-2
 """Weight of the proximal term for a program that DAQP wrongly called unbounded."""
 
@@ -29,8 +31,8 @@ PROXIMAL = 1e-2
 def quadratic_program(*problem: np.ndarray) -> tuple[np.ndarray, float, int, np.ndarray]:
     """DAQP on (H, f, A, top, bottom, sense): (v, value, flag, multipliers of v and of A v, positive at the top).
 
-    Dependent equalities are given to it as narrow intervals, and what it calls infeasible must be so at a lenient
-    tolerance too.
+    Dependent equalities are given to it as narrow intervals, what it calls infeasible must be so at a lenient tolerance
+    too, and an answer beyond all bounds is none.
     """
     answer = daqp.solve(*problem, **SETTINGS)
     if answer[2] == OVERDETERMINED:
@@ -40,7 +42,8 @@ def quadratic_program(*problem: np.ndarray) -> tuple[np.ndarray, float, int, np.
         answer = daqp.solve(*problem, **SETTINGS)
     if answer[2] == INFEASIBLE:
         answer = daqp.solve(*problem, **SETTINGS | {"primal_tol": LENIENT})
-    return answer[0], answer[1], answer[2], answer[3]["lam"]
+    flag = UNBOUNDED if answer[2] == SOLVED and abs(answer[0]).max(initial=0.0) > HUGE else answer[2]
+    return answer[0], answer[1], flag, answer[3]["lam"]
 
 
 def if_unbounded(*problem: np.ndarray) -> tuple[np.ndarray, float, int, np.ndarray]:
