@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         Stats,
         Status,
     )
+    from bigrad.solvers.interior import Interior
     from bigrad.solvers.pieces import Pieces
     from bigrad.solvers.relaxation import Relaxation
 
@@ -42,6 +43,7 @@ _HOMES = {
     "DeclarationError": "solution",
     "Implicit": "gradients.implicit",
     "InputError": "solution",
+    "Interior": "solvers.interior",
     "Layer": "layer",
     "Pieces": "solvers.pieces",
     "Program": "program",
@@ -62,6 +64,7 @@ __all__ = [
     "DeclarationError",
     "Implicit",
     "InputError",
+    "Interior",
     "Layer",
     "Pieces",
     "Program",

@@ -35,7 +35,7 @@ class Affine:
         if theta and not isinstance(theta[0], np.ndarray):
             value = namespace(theta[0]).as_tensor(value, dtype=theta[0].dtype, device=theta[0].device)
         for k, matrix in self.terms.items():
-            value = value + _product(matrix, theta[k])
+            value = value + product(matrix, theta[k])
         return value.reshape((*value.shape[:-1], *self.shape))
 
     def rows(self, index: np.ndarray, shape: tuple[int, ...]) -> Affine:
@@ -78,7 +78,7 @@ def namespace(array: Array) -> Any:
     return torch
 
 
-def _product(matrix: sp.csr_array, theta: Array) -> Array:
+def product(matrix: sp.csr_array, theta: Array) -> Array:
     """Sparse matrix times (batched) vector; in torch by gather and index_add, which autograd follows to any order."""
     if isinstance(theta, np.ndarray):
         return (matrix @ theta.T).T

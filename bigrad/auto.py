@@ -22,8 +22,8 @@ FEW_PAIRS = 16
 
 @dataclass(frozen=True)
 class Auto(AbstractSolver, AbstractGradient):
-    """Chooses by the program: Pieces for a convex quadratic upper level, Relaxation for any other; Implicit for the
-    gradient.
+    """Chooses by the program: Pieces for a convex quadratic upper level, Interior for one convex level with cones,
+    Relaxation for any other; Implicit for the gradient.
 
     `program.explain()` and `layer.explain()` print the choice and its reason.
     """
@@ -36,9 +36,12 @@ class Auto(AbstractSolver, AbstractGradient):
 
     def choose(self, program: Program) -> tuple[AbstractSolver, str]:
         """The solver that fits, and why."""
+        from bigrad.solvers.interior import Interior
         from bigrad.solvers.pieces import Pieces
         from bigrad.solvers.relaxation import Relaxation
 
+        if Interior().accepts(program) is None:
+            return Interior().choose(program)
         if program.quadratic is None:
             return Relaxation(), f"The program is not quadratic: {program.why_not_quadratic}."
         if not program.convex:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.forward_ad import unpack_dual
 
-from bigrad.affine import flatten, unflatten
+from bigrad.affine import flatten
 from bigrad.auto import Auto
 from bigrad.gradients.base import AbstractGradient, attach
 from bigrad.program import Input, Program, Unknown
@@ -27,8 +27,8 @@ class Layer(nn.Module):
         x_star, y_star = Layer(program, parameters=[c], variables=[x, y])(c_values)
 
     parameters: CVXPY Parameters, in the order of the call; parameters of the program that are left out keep the
-    `.value` they have now. variables: the variables to return, in that order, of either level. solver, gradient:
-    objects; `Auto()` chooses both. on_failure: "raise" raises SolveError, naming the items, their statuses and what to
+    `.value` they have now. variables: the variables to return, in that order, of either level; for a program of one
+    level also dual variables, `constraint.dual_variables[0]`. solver, gradient: objects; `Auto()` chooses both. on_failure: "raise" raises SolveError, naming the items, their statuses and what to
     do; "nan" returns NaN for those items, with zero gradients, and the others unharmed.
 
     Each argument of a call is a tensor of its parameter's shape, or with one leading batch dimension; the two may be
@@ -61,7 +61,7 @@ class Layer(nn.Module):
         self._order = [_position(p, program.inputs, "parameter") for p in parameters]
         if len(set(self._order)) < len(self._order):
             raise InputError("Layer(parameters=…): a parameter is named twice.")
-        self._variables = [_position(v, program.unknowns, "variable") for v in variables]
+        self._variables = [_position(v, program.outputs, "variable") for v in variables]
         if not self._variables:
             raise InputError("Layer(variables=[]): name at least one variable to return.")
         self._fixed = {k: self._own(i) for k, i in enumerate(program.inputs) if k not in self._order}
@@ -84,16 +84,16 @@ class Layer(nn.Module):
         if self.on_failure == "raise" and not outcome.ok.all():
             raise _failure(outcome, batched)
         first = values[0] if values else torch.zeros((), dtype=torch.float64)
-        z = torch.as_tensor(np.where(outcome.ok[:, None], outcome.z, np.nan), device=first.device)
+        w = torch.as_tensor(np.where(outcome.ok[:, None], outcome.w, np.nan), device=first.device)
         wanted = torch.is_grad_enabled() and any(t.requires_grad for t in theta)
         if wanted or any(
             unpack_dual(t).tangent is not None for t in theta
         ):  # forward mode has no rule: attached, it raises
-            z = attach(self.gradient, self.program, outcome, z, theta)
+            w = attach(self.gradient, self.program, outcome, w, theta)
         if not batched:
-            z = z[0]
+            w = w[0]
         dtype = first.dtype if first.is_floating_point() else torch.get_default_dtype()
-        return tuple(unflatten(z[..., u.place], u.shape).to(dtype) for u in self._shown)
+        return tuple(u.read(w).to(dtype) for u in self._shown)
 
     def solve(
         self, *values: Tensor, warm_start: Sequence[Solution] | None = None, verify: bool = False
@@ -117,7 +117,7 @@ class Layer(nn.Module):
 
     @property
     def _shown(self) -> list[Unknown]:
-        return [self.program.unknowns[k] for k in self._variables]
+        return [self.program.outputs[k] for k in self._variables]
 
     def _solve(self, theta: tuple[Tensor, ...], warm_start: Sequence[Solution] | None) -> Outcome:
         points = None if warm_start is None else self.program.points(warm_start)

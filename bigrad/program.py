@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
+import scipy.sparse as sp
 
-from bigrad.affine import flatten, unflatten
+from bigrad.affine import Array, flatten, product, unflatten
 from bigrad.quadratic import Maps
 from bigrad.solution import CapabilityError, InputError, Outcome, Point, Solution
 
@@ -31,13 +32,21 @@ class Input:
 
 @dataclass(frozen=True, eq=False)
 class Unknown:
-    """One variable of the program: the user's own object, its name, shape and level, and its place in z = (x, y)."""
+    """One variable of the program, or one dual variable: the user's own object, its name, shape and level.
+
+    place: where it stands in w, which starts with z = (x, y), or the sparse matrix that reads it out of w.
+    """
 
     handle: Any
     name: str
     shape: tuple[int, ...]
     leader: bool
-    place: slice
+    place: slice | sp.csr_array
+
+    def read(self, w: Array) -> Array:
+        """Its value in w, of shape (unknowns,) or (batch, unknowns)."""
+        flat = w[..., self.place] if isinstance(self.place, slice) else product(self.place, w)
+        return unflatten(flat, self.shape)
 
 
 class Solver(Protocol):
@@ -74,8 +83,9 @@ class Program:
     threads. One level is an upper level without a follower.
 
     quadratic: the program as a bilevel quadratic program, or None. convex: whether its upper level is convex in z = (x,
-    y). smooth: the program as a smooth program with complementarity pairs, built when first needed. sign: +1 where the
-    leader minimises, -1 where it maximises.
+    y). smooth: the program as a smooth program with complementarity pairs, built when first needed, or as a convex cone
+    program of one level. sign: +1 where the leader minimises, -1 where it maximises. duals: the multipliers that may be
+    read as the constraints' dual variables, in CVXPY's signs.
     """
 
     inputs: tuple[Input, ...]
@@ -88,6 +98,12 @@ class Program:
     source: Source = field(repr=False)
     default: Solver = field(repr=False)
     rebuild: tuple[Any, ...] = field(repr=False)
+    duals: tuple[Unknown, ...] = ()
+
+    @property
+    def outputs(self) -> tuple[Unknown, ...]:
+        """All that a Solution holds: variables, then dual variables."""
+        return (*self.unknowns, *self.duals)
 
     @property
     def offers(self) -> frozenset[str]:
@@ -115,7 +131,7 @@ class Program:
         outcome = solver.solve(self, theta, None if warm_start is None else self.points([warm_start]))
         solution = self.solutions(outcome, given, verify=verify)[0]
         self.source.publish(
-            {u.handle: solution.values[u.handle].copy() if solution.status.ok else None for u in self.unknowns}
+            {u.handle: solution.values[u.handle].copy() if solution.status.ok else None for u in self.outputs}
         )
         return solution
 
@@ -162,8 +178,8 @@ class Program:
         found = []
         for i in range(len(outcome.status)):
             ok, inputs = outcome.status[i].ok, {k: _item(v, i, k.ndim) for k, v in given.items()}
-            z, value = (outcome.z[i].copy(), outcome.value[i]) if ok else (np.full(outcome.z.shape[1], np.nan), np.nan)
-            values = {u.handle: unflatten(z[u.place], u.shape) for u in self.unknowns}
+            w, value = (outcome.w[i].copy(), outcome.value[i]) if ok else (np.full(outcome.w.shape[1], np.nan), np.nan)
+            values = {u.handle: u.read(w) for u in self.outputs}
             stats = outcome.stats(i, self.sign)
             lower = self.source.lower_value(inputs, values) if ok else np.nan
             if verify and ok:

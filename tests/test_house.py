@@ -25,6 +25,7 @@ EXPORTS = [
     "DeclarationError",
     "Implicit",
     "InputError",
+    "Interior",
     "Layer",
     "Pieces",
     "Program",
@@ -57,7 +58,7 @@ LADDER = [
 # Inside a folder too, a module imports only neighbours further down its list; those on one line do not know each other.
 INSIDE = {
     "solvers": [
-        {"pieces", "relaxation"},
+        {"interior", "pieces", "relaxation"},
         {"branch", "verdict"},
         {"search", "stages"},
         {"piece", "starts", "uno"},
@@ -68,15 +69,15 @@ INSIDE = {
     "programs": [
         {"single"},
         {"cvxpy", "ortools", "torch"},
-        {"assemble", "smooth"},
-        {"source", "system"},
-        {"canonical", "checks", "engine", "roles"},
-        {"bilinear", "expressions"},
+        {"assemble", "convex", "smooth"},
+        {"newton", "source", "system"},
+        {"canonical", "checks", "engine", "projection", "roles"},
+        {"bilinear", "curved", "expressions"},
     ],
 }
 
 # What `import bigrad` must not load; tests that need one import it themselves.
-HEAVY = ["cvxpy", "daqp", "highspy", "joblib", "matplotlib", "ortools", "scipy.optimize", "torch", "tqdm", "unopy"]
+HEAVY = ["clarabel", "cvxpy", "daqp", "highspy", "joblib", "matplotlib", "ortools", "scipy.optimize", "torch", "tqdm", "unopy"]
 
 
 def name_of(file: Path) -> str:

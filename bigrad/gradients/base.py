@@ -27,24 +27,24 @@ class AbstractGradient(ABC):
         """The vector-Jacobian product of the solution map.
 
         theta[k]: input k flattened, (size,) or (batch, size), float64. wanted[k]: whether its gradient is needed.
-        cotangent: (batch, n) over z = (x, y). Returns one gradient per input, None where not wanted. With grad mode on,
+        cotangent: (batch, n) over the unknowns w of the outcome, or over the first n of them. Returns one gradient per input, None where not wanted. With grad mode on,
         the result must itself be differentiable in theta and cotangent, or an error: never a silent zero.
         """
 
 
-def attach(rule: AbstractGradient, program: Program, outcome: Outcome, z: Tensor, theta: tuple[Tensor, ...]) -> Tensor:
-    """z as a differentiable function of theta, by the rule."""
+def attach(rule: AbstractGradient, program: Program, outcome: Outcome, w: Tensor, theta: tuple[Tensor, ...]) -> Tensor:
+    """w as a differentiable function of theta, by the rule."""
     from torch.autograd import Function
 
     class Attached(Function):
         @staticmethod
-        def forward(ctx: Any, z: Tensor, *theta: Tensor) -> Tensor:
+        def forward(ctx: Any, w: Tensor, *theta: Tensor) -> Tensor:
             ctx.save_for_backward(*theta)
-            return z.clone()
+            return w.clone()
 
         @staticmethod
         def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
             wanted = ctx.needs_input_grad[1:]
             return (None, *rule.pull_back(program, outcome, ctx.saved_tensors, wanted, cotangent))
 
-    return Attached.apply(z, *theta)
+    return Attached.apply(w, *theta)

@@ -13,8 +13,9 @@ from bigrad.programs.roles import Roles
 from bigrad.quadratic import Maps
 
 
-def assemble(upper: Level, lower: Level, roles: Roles, plain: Mapping[int, cp.Variable], stand_ins: list[int]) -> Maps:
-    """The Maps of the bilevel program; `stand_ins` are the positions of the leader's variables among the lower level's inputs."""
+def assemble(upper: Level, lower: Level, roles: Roles, plain: Mapping[int, cp.Variable]) -> Maps:
+    """The Maps of the bilevel program; among the lower level's inputs the leader's variables follow the parameters."""
+    stand_ins = [len(roles.parameters) + k for k in range(len(roles.leader))]
 
     def columns(level: Level, variables: Sequence[cp.Variable]) -> np.ndarray:
         own = [

@@ -7,8 +7,9 @@ eliminated here, so that the level keeps the size its author gave it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,7 +31,8 @@ class Level:
     rows, then `A z <= b`.
 
     `offsets` gives the position in z of each variable by CVXPY id; the caller's come first, in the caller's order, then
-    auxiliaries.
+    auxiliaries. Row i is the combination `origin[i]` of the rows that CVXPY wrote, which constraint k by CVXPY id owns
+    at `owned[k]`.
     """
 
     offsets: dict[int, int]
@@ -43,6 +45,8 @@ class Level:
     l: Affine  # noqa: E741
     A: Affine
     b: Affine
+    origin: sp.csr_array = field(default_factory=lambda: sp.csr_array((0, 0)))
+    owned: Mapping[int, slice] = field(default_factory=dict)
 
 
 def empty() -> Level:
@@ -122,6 +126,8 @@ def level(program: ParamConeProg, variables: Sequence[cp.Variable], inputs: Sequ
             np.full(len(others) * len(kept), -1.0)
         ),
         b=matrix.rows(others + rows * n, (len(others),)),
+        origin=sp.eye_array(rows, format="csr")[others],
+        owned={c.id: slice(end - c.size, end) for c, end in _ends(program)},
     )
     return _without_caps(found, len(known))
 
@@ -172,7 +178,13 @@ def _without_caps(level: Level, own: int) -> Level:
         T=level.T.rows((squares[:, None] * width + keep).ravel(), (len(squares), len(keep))),
         A=A.rows((np.arange(mix.shape[0])[:, None] * width + keep).ravel(), (mix.shape[0], len(keep))),
         b=level.b.mixed(mix, (mix.shape[0],)),
+        origin=sp.csr_array(mix @ level.origin),
     )
+
+
+def _ends(program: ParamConeProg) -> Iterator[tuple[cp.Constraint, int]]:
+    """The constraints of a stuffed program, and where the rows of each end."""
+    return zip(program.constraints, accumulate(c.size for c in program.constraints), strict=True)
 
 
 def _touches(block: Affine) -> np.ndarray:

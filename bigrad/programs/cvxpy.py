@@ -99,6 +99,18 @@ def quadratic_form(
     plain: Mapping[int, cp.Variable],
 ) -> tuple[Maps | None, bool, str]:
     """The Maps of the bilevel quadratic program, whether its upper level is convex, and, if there are none, why."""
+    upper, convex, reason = upper_level(objective, above, level, roles, plain)
+    return (assemble(upper, level, roles, plain) if upper else None), convex, reason
+
+
+def upper_level(
+    objective: cp.Expression,
+    above: list[cp.Constraint],
+    level: Level,
+    roles: Roles,
+    plain: Mapping[int, cp.Variable],
+) -> tuple[Level | None, bool, str]:
+    """The upper level canonicalised, whether it is convex, and, if the program is not quadratic, why."""
     first = len(roles.parameters)
     stand_ins = list(range(first, first + len(roles.leader)))
     for block in (level.P, level.T, level.A):
@@ -120,7 +132,7 @@ def quadratic_form(
     if beyond := canonical.cones_beyond_linear(cone):
         return None, False, f"the upper level needs the cones {', '.join(beyond)}"
     variables = [plain[v.id] for v in (*roles.leader, *roles.follower)]
-    return assemble(canonical.level(cone, variables, roles.parameters), level, roles, plain, stand_ins), convex, ""
+    return canonical.level(cone, variables, roles.parameters), convex, ""
 
 
 def unknowns(roles: Roles, maps: Maps | None, leader: int) -> tuple[Unknown, ...]:

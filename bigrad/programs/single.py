@@ -9,14 +9,19 @@ from typing import Any
 
 import cvxpy as cp
 import numpy as np
+import scipy.sparse as sp
 
-from bigrad.program import Input, Program, Solver
+from bigrad.program import Input, Program, Solver, Unknown
 from bigrad.programs import canonical
-from bigrad.programs.cvxpy import quadratic_form, renumber, unknowns
+from bigrad.programs.assemble import assemble
+from bigrad.programs.canonical import Level
+from bigrad.programs.convex import Convex
+from bigrad.programs.cvxpy import renumber, unknowns, upper_level
 from bigrad.programs.expressions import Holding
-from bigrad.programs.roles import Roles, declared_bounds, declared_sign, sort_single
+from bigrad.programs.roles import Roles, declared_bounds, declared_shape, declared_sign, sort_single
 from bigrad.programs.smooth import Smooth
 from bigrad.programs.source import PRECISE
+from bigrad.quadratic import Maps
 
 
 class Single:
@@ -28,7 +33,7 @@ class Single:
         self.turn = threading.RLock()  # the user's leaves hold one call's values at a time
 
     def publish(self, values: Mapping[Any, np.ndarray | None]) -> None:
-        """Fill `.value` of the user's variables; None clears it."""
+        """Fill `.value` of the user's variables and dual variables; None clears it."""
         with self.turn:
             for variable, value in values.items():
                 variable.save_value(value)
@@ -39,11 +44,12 @@ class Single:
 
     def follower_gap(self, inputs: Mapping[Any, np.ndarray], values: Mapping[Any, np.ndarray]) -> float:
         """The objective at the point minus its optimum by Clarabel, minimised sense; inf if Clarabel finds no optimum."""
-        with self.turn, Holding({**inputs, **values}), warnings.catch_warnings():
+        held = {**inputs, **{v: values[v] for v in self.problem.variables()}}
+        with self.turn, Holding(held), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # CVXPY's own, that a solution may be inaccurate: the gap tells
             sign = 1.0 if isinstance(self.problem.objective, cp.Minimize) else -1.0
             here = float(self.problem.objective.value)
-            problem = cp.Problem(self.problem.objective, self.problem.constraints)
+            problem = cp.Problem(self.problem.objective, [c.copy(c.args) for c in self.problem.constraints])
             for tolerances in (PRECISE, {}):
                 try:
                     problem.solve(solver=cp.CLARABEL, **tolerances)
@@ -61,22 +67,33 @@ def declare(problem: cp.Problem, default: Solver) -> Program:
     plain = {id(v): source.plain[v.id] for v in roles.leader}
     sign = 1.0 if isinstance(problem.objective, cp.Minimize) else -1.0
     objective = (problem.objective.expr if sign > 0 else -problem.objective.expr).tree_copy(plain)
-    above = [c.tree_copy(plain) for c in problem.constraints] + declared_bounds(roles.leader, plain)
-    maps, convex, reason = quadratic_form(objective, above, canonical.empty(), roles, source.plain)
-    smooth = Smooth(
-        objective=objective,
-        constraints=tuple(above),
-        leader=tuple(source.plain[v.id] for v in roles.leader),
-        follower=(),
-        parameters=roles.parameters,
-        cone=canonical.NoCone(),
-        stand_ins=tuple(cp.Parameter(v.shape) for v in roles.leader),
-    )
-    if maps is None:
-        smooth.check(reason)
+    above = [c.tree_copy(plain) for c in problem.constraints]
+    above += declared_shape(roles.leader, plain) + declared_bounds(roles.leader, plain)
+    level, convex, reason = upper_level(objective, above, canonical.empty(), roles, source.plain)
+    maps, smooth, duals = None, None, ()
+    if level is not None:
+        maps = assemble(level, canonical.empty(), roles, source.plain)
+        duals = _prices(problem, level, maps)
+    variables = unknowns(roles, maps, sum(v.size for v in roles.leader))
+    if maps is None and problem.is_dcp():
+        smooth = Convex.of(problem, roles.parameters)
+        variables = tuple(Unknown(v, v.name(), v.shape, True, smooth.read[v.id]) for v in roles.leader)
+        duals = tuple(_price(dual, smooth.read[dual.id]) for c in problem.constraints for dual in c.dual_variables)
+    else:
+        smooth = Smooth(
+            objective=objective,
+            constraints=tuple(above),
+            leader=tuple(source.plain[v.id] for v in roles.leader),
+            follower=(),
+            parameters=roles.parameters,
+            cone=canonical.NoCone(),
+            stand_ins=tuple(cp.Parameter(v.shape) for v in roles.leader),
+        )
+        if maps is None:
+            smooth.check(reason)
     return Program(
         inputs=tuple(Input(p, p.name(), p.shape, declared_sign(p)) for p in roles.parameters),
-        unknowns=unknowns(roles, maps, sum(v.size for v in roles.leader)),
+        unknowns=variables,
         sign=sign,
         quadratic=maps,
         convex=convex,
@@ -85,7 +102,31 @@ def declare(problem: cp.Problem, default: Solver) -> Program:
         source=source,
         default=default,
         rebuild=(_reload, (problem.objective, problem.constraints, default)),
+        duals=duals,
     )
+
+
+def _prices(problem: cp.Problem, level: Level, maps: Maps) -> tuple[Unknown, ...]:
+    """The dual variables of a linear-quadratic problem, read out of the multipliers of its rows.
+
+    CVXPY's Lagrangian is f + nu'(left - right) for both kinds of constraints, an equality's row here is right - left.
+    """
+    *_, gamma, eps = maps.sizes.blocks
+    equalities = level.equalities
+    at = np.r_[eps.start + np.arange(equalities), gamma.start + np.arange(level.b.shape[0] - equalities)]
+    signs = np.where(np.arange(len(at)) < equalities, -1.0, 1.0)
+    place = sp.csr_array((signs, (np.arange(len(at)), at)), shape=(len(at), eps.stop))
+    rows = sp.csr_array(level.origin.T @ place)
+    found = []
+    for c in problem.constraints:
+        own = level.owned.get(c.id)
+        for dual in c.dual_variables:
+            found.append(_price(dual, rows[own] if own else sp.csr_array((dual.size, eps.stop))))
+    return tuple(found)
+
+
+def _price(dual: cp.Variable, place: sp.csr_array) -> Unknown:
+    return Unknown(dual, f"dual variable {dual.name()}", dual.shape, True, place)
 
 
 def _reload(goal: Any, rows: list[Any], default: Solver) -> Program:
