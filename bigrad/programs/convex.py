@@ -15,13 +15,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import cvxpy as cp
 import numpy as np
 import scipy.sparse as sp
-from cvxpy.error import DPPError
+from cvxpy.constraints import PowConeND
+from cvxpy.reductions.cone2cone.approx import ApproxCone2Cone
 from cvxpy.reductions.dcp2cone.cone_matrix_stuffing import ParamConeProg
+from cvxpy.reductions.solvers.conic_solvers.clarabel_conif import CLARABEL
 from cvxpy.utilities import scopes
 
 from bigrad.programs.bilinear import entries
@@ -40,6 +42,16 @@ class Layout(NamedTuple):
     multipliers: int
     y: int = 0
     pairs: int = 0
+
+
+class _Three(CLARABEL):
+    """Clarabel's interface without power cones of more than three dimensions, which CVXPY then splits."""
+
+    SUPPORTED_CONSTRAINTS: ClassVar[list[type]] = [c for c in CLARABEL.SUPPORTED_CONSTRAINTS if c is not PowConeND]
+
+    def name(self) -> str:
+        """CVXPY asks for one of its own."""
+        return "CLARABEL3"
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +108,7 @@ class Convex:
 
     @staticmethod
     def of(problem: cp.Problem, parameters: Sequence[cp.Parameter]) -> Convex:
-        """Compile a convex problem. Raises DeclarationError where it is not affine in its parameters (DPP)."""
+        """Compile a convex problem that is affine in its parameters (DPP)."""
         program, reduced, invert = _chained(problem)
         n = program.x.size
         m = program.A.shape[0] // (n + 1)
@@ -163,24 +175,17 @@ def _chained(problem: cp.Problem) -> tuple[ParamConeProg, dict[int, int], Any]:
     """
     with scopes.quad_form_dpp_scope(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # CVXPY's advice on power cones, given at each of its own solves too
-        try:
-            chain = problem._construct_chain(solver=cp.CLARABEL, enforce_dpp=True)
-        except DPPError:
+        chain = problem._construct_chain(solver=_Three(), enforce_dpp=True)
+        if any(isinstance(step, ApproxCone2Cone) for step in chain.reductions):
             raise DeclarationError(
-                "argmin(problem): a constraint is not affine in the parameters (DPP). Write a quadratic form with a parameter matrix as "
-                "cp.sum_squares(F @ x) with the parameter F, and make a product or function of parameters one parameter."
-            ) from None
+                "argmin(problem): it has a relative entropy of matrices, which CVXPY only approximates, so no optimum could be proven."
+            )
         *steps, clarabel = chain.reductions
         program, inverses = problem, []
         for step in steps:
             program, inverse = step.apply(program)
             inverses.append(inverse)
         program, _, last = clarabel._prepare_data_and_inv_data(program)
-    if kinds := {type(c).__name__ for c in program.constraints} & {"PowConeND"}:
-        raise DeclarationError(
-            f"argmin(problem): it needs the cone {kinds.pop()}; write it with three-dimensional ones (cp.PowCone3D), or geo_mean as it "
-            "is by default (approx=True)."
-        )
     last[cp.settings.OFFSET] = 0.0
 
     def invert(u: np.ndarray, lam: np.ndarray) -> Any:

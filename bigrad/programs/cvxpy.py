@@ -125,6 +125,8 @@ def upper_level(
     for c in above:
         if not c.is_dcp():
             return None, False, f"the upper constraint {c} is not convex"
+        if any(expressions.has_parametric_form(arg) for arg in c.args):
+            return None, False, f"the upper constraint {c} has a quadratic form with a parameter matrix"
     check_upper(objective, above, convex)
     if not any(e.variables() for e in (objective, *above)):  # CVXPY stuffs no problem without variables
         objective += 0.0 * cp.sum(next(iter(plain.values())))

@@ -10,6 +10,7 @@ from typing import Any
 import cvxpy as cp
 import numpy as np
 import scipy.sparse as sp
+from cvxpy.atoms.affine.wraps import nsd_wrap, symmetric_wrap
 
 from bigrad.program import Input, Program, Solver, Unknown
 from bigrad.programs import canonical
@@ -64,18 +65,19 @@ def declare(problem: cp.Problem, default: Solver) -> Program:
     """The Program of one CVXPY problem; `bigrad.argmin` documents the arguments."""
     roles = sort_single(problem)
     source = Single(problem, roles)
-    plain = {id(v): source.plain[v.id] for v in roles.leader}
+    plain = {id(v): _dressed(v, source.plain[v.id]) for v in roles.leader}
+    bare = {id(v): source.plain[v.id] for v in roles.leader}
     sign = 1.0 if isinstance(problem.objective, cp.Minimize) else -1.0
     objective = (problem.objective.expr if sign > 0 else -problem.objective.expr).tree_copy(plain)
     above = [c.tree_copy(plain) for c in problem.constraints]
-    above += declared_shape(roles.leader, plain) + declared_bounds(roles.leader, plain)
+    above += declared_shape(roles.leader, bare) + declared_bounds(roles.leader, bare)
     level, convex, reason = upper_level(objective, above, canonical.empty(), roles, source.plain)
     maps, smooth, duals = None, None, ()
     if level is not None:
         maps = assemble(level, canonical.empty(), roles, source.plain)
         duals = _prices(problem, level, maps)
     variables = unknowns(roles, maps, sum(v.size for v in roles.leader))
-    if maps is None and problem.is_dcp():
+    if maps is None and problem.is_dpp(quad_form_dpp="qp"):
         smooth = Convex.of(problem, roles.parameters)
         variables = tuple(Unknown(v, v.name(), v.shape, True, smooth.read[v.id]) for v in roles.leader)
         duals = tuple(_price(dual, smooth.read[dual.id]) for c in problem.constraints for dual in c.dual_variables)
@@ -104,6 +106,14 @@ def declare(problem: cp.Problem, default: Solver) -> Program:
         rebuild=(_reload, (problem.objective, problem.constraints, default)),
         duals=duals,
     )
+
+
+def _dressed(variable: cp.Variable, copy: cp.Variable) -> cp.Expression:
+    """The plain copy, known to CVXPY's rules to be what the variable declares."""
+    for kind, wrap in (("PSD", cp.psd_wrap), ("NSD", nsd_wrap), ("symmetric", symmetric_wrap)):
+        if variable.attributes[kind]:
+            return wrap(copy)
+    return copy
 
 
 def _prices(problem: cp.Problem, level: Level, maps: Maps) -> tuple[Unknown, ...]:

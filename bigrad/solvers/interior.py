@@ -26,6 +26,8 @@ from bigrad.solvers.base import EXACT, PROVEN, AbstractSolver, batch_size
 PRECISE = {"tol_gap_abs": 1e-10, "tol_gap_rel": 1e-10, "tol_feas": 1e-10}
 FEASIBLE = 1e-5
 """A violation above this is no answer at all."""
+LOOSE = 1e-4
+"""Optimality conditions off by more than this say nothing."""
 CERTAIN = 1e-7
 """A certificate's own residual, relative to the sizes of the numbers that cancel in it."""
 
@@ -133,7 +135,7 @@ class Interior(AbstractSolver):
         value, bound = program.value(u), program.bound(u, lam)
         if max(residual, violation, gap) <= PROVEN:
             status = Status.GLOBAL
-        elif violation <= FEASIBLE and word in ("Solved", "AlmostSolved"):
+        elif violation <= FEASIBLE and max(residual, gap) <= LOOSE:
             status, bound = Status.INEXACT, -np.inf
         else:
             limits = {"MaxIterations": Status.ITERATION_LIMIT, "MaxTime": Status.TIME_LIMIT}
