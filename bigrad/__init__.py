@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from bigrad.solvers.interior import Interior
     from bigrad.solvers.pieces import Pieces
     from bigrad.solvers.relaxation import Relaxation
+    from bigrad.solvers.saddle import Saddle
 
 __version__ = "0.1.0"
 
@@ -48,6 +49,7 @@ _HOMES = {
     "Pieces": "solvers.pieces",
     "Program": "program",
     "Relaxation": "solvers.relaxation",
+    "Saddle": "solvers.saddle",
     "SingularWarning": "solution",
     "Solution": "solution",
     "SolveError": "solution",
@@ -69,6 +71,7 @@ __all__ = [
     "Pieces",
     "Program",
     "Relaxation",
+    "Saddle",
     "SingularWarning",
     "Solution",
     "SolveError",

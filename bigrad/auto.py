@@ -22,7 +22,7 @@ FEW_PAIRS = 16
 
 @dataclass(frozen=True)
 class Auto(AbstractSolver, AbstractGradient):
-    """Chooses by the program: Pieces for a convex quadratic upper level, Interior for one convex level with cones,
+    """Chooses by the program: Saddle for a convex-concave zero-sum game, Pieces for a convex quadratic upper level, Interior for one convex level with cones,
     Relaxation for any other; Implicit for the gradient.
 
     `program.explain()` and `layer.explain()` print the choice and its reason.
@@ -39,7 +39,10 @@ class Auto(AbstractSolver, AbstractGradient):
         from bigrad.solvers.interior import Interior
         from bigrad.solvers.pieces import Pieces
         from bigrad.solvers.relaxation import Relaxation
+        from bigrad.solvers.saddle import Saddle
 
+        if program.saddle is not None:
+            return Saddle().choose(program)
         if Interior().accepts(program) is None:
             return Interior().choose(program)
         if program.quadratic is None:

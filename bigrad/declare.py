@@ -46,7 +46,7 @@ def bilevel(upper: cp.Problem, lower: cp.Problem, responds: Sequence[cp.Variable
             raise DeclarationError(
                 f"bilevel(…, responds=…): {v!r} is not a cvxpy.Variable; name the follower's variables."
             )
-    from bigrad.programs.cvxpy import declare
+    from bigrad.programs.saddle import declare
 
     return declare(upper, lower, answers, Auto())
 

@@ -83,17 +83,18 @@ class Layer(nn.Module):
         outcome = self._solve(theta, warm_start)
         if self.on_failure == "raise" and not outcome.ok.all():
             raise _failure(outcome, batched)
+        home = outcome.form or self.program
         first = values[0] if values else torch.zeros((), dtype=torch.float64)
         w = torch.as_tensor(np.where(outcome.ok[:, None], outcome.w, np.nan), device=first.device)
         wanted = torch.is_grad_enabled() and any(t.requires_grad for t in theta)
         if wanted or any(
             unpack_dual(t).tangent is not None for t in theta
         ):  # forward mode has no rule: attached, it raises
-            w = attach(self.gradient, self.program, outcome, w, theta)
+            w = attach(self.gradient, home, outcome, w, theta)
         if not batched:
             w = w[0]
         dtype = first.dtype if first.is_floating_point() else torch.get_default_dtype()
-        return tuple(u.read(w).to(dtype) for u in self._shown)
+        return tuple(u.read(w).to(dtype) for u in self._shown(home))
 
     def solve(
         self, *values: Tensor, warm_start: Sequence[Solution] | None = None, verify: bool = False
@@ -115,9 +116,9 @@ class Layer(nn.Module):
         rule = "Implicit()" if isinstance(self.gradient, Auto) else self.gradient
         return f"{self.program.explain(self.solver)}\nGradient: {rule}, the implicit function theorem at the solution's own active set."
 
-    @property
-    def _shown(self) -> list[Unknown]:
-        return [self.program.outputs[k] for k in self._variables]
+    def _shown(self, home: Program) -> list[Unknown]:
+        """The outputs, as the program that was solved holds them."""
+        return [home.outputs[k] for k in self._variables]
 
     def _solve(self, theta: tuple[Tensor, ...], warm_start: Sequence[Solution] | None) -> Outcome:
         points = None if warm_start is None else self.program.points(warm_start)

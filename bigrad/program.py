@@ -6,7 +6,7 @@ What it takes in, what it gives out, and the forms in which solvers may have it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -85,7 +85,8 @@ class Program:
     quadratic: the program as a bilevel quadratic program, or None. convex: whether its upper level is convex in z = (x,
     y). smooth: the program as a smooth program with complementarity pairs, built when first needed, or as a convex cone
     program of one level. sign: +1 where the leader minimises, -1 where it maximises. duals: the multipliers that may be
-    read as the constraints' dual variables, in CVXPY's signs.
+    read as the constraints' dual variables, in CVXPY's signs. saddle: the one convex program of a zero-sum game, with
+    what tells its failures apart, or None.
     """
 
     inputs: tuple[Input, ...]
@@ -99,6 +100,8 @@ class Program:
     default: Solver = field(repr=False)
     rebuild: tuple[Any, ...] = field(repr=False)
     duals: tuple[Unknown, ...] = ()
+    saddle: Any = None
+    why_not_saddle: str = "it has one level"
 
     @property
     def outputs(self) -> tuple[Unknown, ...]:
@@ -130,15 +133,16 @@ class Program:
         theta = tuple(flatten(given[i.handle], len(i.shape)) for i in self.inputs)
         outcome = solver.solve(self, theta, None if warm_start is None else self.points([warm_start]))
         solution = self.solutions(outcome, given, verify=verify)[0]
-        self.source.publish(
-            {u.handle: solution.values[u.handle].copy() if solution.status.ok else None for u in self.outputs}
-        )
+        self.source.publish({v: value.copy() if solution.status.ok else None for v, value in solution.values.items()})
         return solution
 
     def points(self, solutions: Sequence[Solution]) -> list[Point | None]:
         """Where solves may start from, checked to be of this program."""
-        layout = self.quadratic.sizes if self.quadratic else self.smooth.layout
+        form = self.quadratic or self.smooth
         points = [s.point for s in solutions]
+        if form is None:  # a game that has no other form: it needs no start
+            return [None] * len(points)
+        layout = self.quadratic.sizes if self.quadratic else self.smooth.layout
         for i, point in enumerate(points):
             if point is not None and (len(point.z), len(point.tight)) != (layout.x + layout.y, layout.pairs):
                 raise InputError(f"warm_start: Solution {i} is of another program; give Solutions of this one.")
@@ -153,7 +157,7 @@ class Program:
 
     def explain(self, solver: Solver | None = None) -> str:
         """What kind of program this is, which solver would take it, and why; for a person to read."""
-        kind = "quadratic" if self.quadratic else f"smooth ({self.why_not_quadratic})"
+        kind = "quadratic" if self.quadratic else f"not quadratic ({self.why_not_quadratic})"
         leader = sum(int(np.prod(u.shape)) for u in self.unknowns if u.leader)
         follower = sum(int(np.prod(u.shape)) for u in self.unknowns if not u.leader)
         whose = f"leader {leader}, follower {follower}" if follower else str(leader)
@@ -175,15 +179,17 @@ class Program:
 
         `given` maps parameters to arrays with or without the batch dimension.
         """
-        found = []
+        found, home = [], outcome.form or self
         for i in range(len(outcome.status)):
             ok, inputs = outcome.status[i].ok, {k: _item(v, i, k.ndim) for k, v in given.items()}
             w, value = (outcome.w[i].copy(), outcome.value[i]) if ok else (np.full(outcome.w.shape[1], np.nan), np.nan)
-            values = {u.handle: u.read(w) for u in self.outputs}
+            values = {u.handle: u.read(w) for u in home.outputs}
             stats = outcome.stats(i, self.sign)
             lower = self.source.lower_value(inputs, values) if ok else np.nan
             if verify and ok:
                 stats = stats.with_gap(self.source.follower_gap(inputs, values))
+                if home is not self:
+                    stats = replace(stats, leader_gap=home.source.follower_gap(inputs, values))
             found.append(Solution(outcome.status[i], self.sign * float(value), lower, stats, values, outcome.point(i)))
         return found
 

@@ -50,7 +50,7 @@ class Stats:
     strongly_stationary: multipliers of the right sign exist at every biactive pair, so the point is a local optimum.
     singular: the KKT matrix at the solution's active set is singular; the gradient is then the minimum-norm one.
     follower_gap: the follower's objective here minus its optimum given x, from an independent re-solve; None if not
-    asked. bound: best proven bound on the upper objective, in the user's sense; None if none is known.
+    asked. leader_gap: the same for the leader of a zero-sum game, given the follower's answer. bound: best proven bound on the upper objective, in the user's sense; None if none is known.
     """
 
     solver: str = ""
@@ -64,6 +64,7 @@ class Stats:
     strongly_stationary: bool = False
     singular: bool = False
     follower_gap: float | None = None
+    leader_gap: float | None = None
     bound: float | None = None
 
     def with_gap(self, gap: float) -> Stats:
@@ -89,7 +90,8 @@ class Outcome:
     z: (batch, size) values of x then y. w: all unknowns and multipliers of the program's reformulation, in the order of
     the form that was solved (`smooth` or quadratic); free: which of them were not held at zero. tight: (batch, pairs),
     the side of each pair. value and bound: upper objective, minimised. The other arrays are the fields of Stats. units:
-    (unknowns,), factors of w in which the program's numbers are of order one, None if the solver knows none.
+    (unknowns,), factors of w in which the program's numbers are of order one, None if the solver knows none. form: the
+    program whose unknowns w holds, where that is not the program that was solved.
     """
 
     solver: str
@@ -111,6 +113,7 @@ class Outcome:
     singular: np.ndarray
     seconds: np.ndarray
     units: np.ndarray | None = None
+    form: Any = None
 
     @staticmethod
     def join(parts: Sequence[Outcome]) -> Outcome:

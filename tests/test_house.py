@@ -30,6 +30,7 @@ EXPORTS = [
     "Pieces",
     "Program",
     "Relaxation",
+    "Saddle",
     "SingularWarning",
     "Solution",
     "SolveError",
@@ -58,7 +59,7 @@ LADDER = [
 # Inside a folder too, a module imports only neighbours further down its list; those on one line do not know each other.
 INSIDE = {
     "solvers": [
-        {"interior", "pieces", "relaxation"},
+        {"interior", "pieces", "relaxation", "saddle"},
         {"branch", "verdict"},
         {"search", "stages"},
         {"piece", "starts", "uno"},
@@ -67,17 +68,30 @@ INSIDE = {
     ],
     "gradients": [{"implicit"}, {"base"}],
     "programs": [
+        {"saddle"},
         {"single"},
         {"cvxpy", "ortools", "torch"},
         {"assemble", "convex", "smooth"},
         {"newton", "source", "system"},
-        {"canonical", "checks", "engine", "projection", "roles"},
+        {"canonical", "checks", "engine", "payoff", "projection", "roles"},
         {"bilinear", "curved", "expressions"},
     ],
 }
 
 # What `import bigrad` must not load; tests that need one import it themselves.
-HEAVY = ["clarabel", "cvxpy", "daqp", "highspy", "joblib", "matplotlib", "ortools", "scipy.optimize", "torch", "tqdm", "unopy"]
+HEAVY = [
+    "clarabel",
+    "cvxpy",
+    "daqp",
+    "highspy",
+    "joblib",
+    "matplotlib",
+    "ortools",
+    "scipy.optimize",
+    "torch",
+    "tqdm",
+    "unopy",
+]
 
 
 def name_of(file: Path) -> str:

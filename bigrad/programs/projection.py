@@ -154,7 +154,9 @@ def _psd_slope(w: np.ndarray) -> np.ndarray:
     top, bottom = np.where(up, np.maximum(spectrum, 0.0), 0.0), np.where(up, 0.0, -spectrum)
     total = top[:, :, None] + bottom[:, None, :]
     mixed = top[:, :, None] / np.where(total > 0, total, 1.0)
-    weight = np.where(up[:, :, None] & up[:, None, :], 1.0, np.where(up[:, :, None], mixed, np.where(up[:, None, :], mixed.mT, 0.0)))
+    weight = np.where(
+        up[:, :, None] & up[:, None, :], 1.0, np.where(up[:, :, None], mixed, np.where(up[:, None, :], mixed.mT, 0.0))
+    )
     i, j = _corners(n)
     units = _matrices(np.eye(k))
     turned = frame.mT[:, None] @ units @ frame[:, None]
@@ -166,6 +168,11 @@ def _corners(n: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows and columns of the upper triangle, column after column."""
     column, row = np.tril_indices(n)
     return row, column
+
+
+def svec_matrix(n: int) -> np.ndarray:
+    """The matrix from a scaled triangle to the flattened symmetric matrix of order n."""
+    return _matrices(np.eye(n * (n + 1) // 2)).reshape(-1, n * n).T
 
 
 def _matrices(w: np.ndarray) -> np.ndarray:

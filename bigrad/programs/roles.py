@@ -23,8 +23,13 @@ class Roles:
     parameters: tuple[cp.Parameter, ...]
 
 
-def sort_roles(upper: cp.Problem, lower: cp.Problem, responds: Sequence[cp.Variable]) -> Roles:
-    """Who chooses what, or a DeclarationError that says why the declaration cannot be meant."""
+def sort_roles(
+    upper: cp.Problem, lower: cp.Problem, responds: Sequence[cp.Variable], *, matrices: bool = False
+) -> Roles:
+    """Who chooses what, or a DeclarationError that says why the declaration cannot be meant.
+
+    matrices: symmetric and semidefinite variables are fine.
+    """
     names = f"bilevel(…, responds=[{', '.join(str(v) for v in responds)}])"
     ours, above, below = {v.id for v in responds}, {v.id for v in upper.variables()}, {v.id for v in lower.variables()}
     if not ours:
@@ -44,7 +49,7 @@ def sort_roles(upper: cp.Problem, lower: cp.Problem, responds: Sequence[cp.Varia
     leader = [v for v in upper.variables() if v.id not in ours]
     for v in (*leader, *responds):
         who = "leader" if v.id not in ours else "follower"
-        _check_leaf(v, f"{who} variable '{v.name()}'")
+        _check_leaf(v, f"{who} variable '{v.name()}'", matrices=matrices)
         if v.attributes["boolean"] or v.attributes["integer"]:
             raise DeclarationError(
                 f"{who} variable '{v.name()}' is integer; the optimality conditions of the lower level need continuous variables at both "

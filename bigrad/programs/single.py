@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import cvxpy as cp
@@ -61,9 +62,14 @@ class Single:
             return np.inf
 
 
-def declare(problem: cp.Problem, default: Solver) -> Program:
-    """The Program of one CVXPY problem; `bigrad.argmin` documents the arguments."""
+def declare(problem: cp.Problem, default: Solver, parameters: Sequence[cp.Parameter] | None = None) -> Program:
+    """The Program of one CVXPY problem; `bigrad.argmin` documents the arguments.
+
+    parameters: the inputs, where the caller has more than the problem does.
+    """
     roles = sort_single(problem)
+    if parameters is not None:
+        roles = replace(roles, parameters=tuple(parameters))
     source = Single(problem, roles)
     plain = {id(v): _dressed(v, source.plain[v.id]) for v in roles.leader}
     bare = {id(v): source.plain[v.id] for v in roles.leader}

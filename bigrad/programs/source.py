@@ -11,7 +11,7 @@ import cvxpy as cp
 import numpy as np
 
 from bigrad.programs import expressions
-from bigrad.programs.roles import Roles, declared_bounds
+from bigrad.programs.roles import Roles, declared_bounds, declared_shape
 
 PRECISE = {"tol_gap_abs": 1e-10, "tol_gap_rel": 1e-10, "tol_feas": 1e-10}
 
@@ -39,7 +39,8 @@ class Source:
         swap = plain | {id(v): self.stand_in[v.id] for v in self.roles.leader}
         rows = [c for c in self.lower.constraints if any(v.id in self.answer for v in c.variables())]
         objective = sum(parts) if parts else cp.Constant(0.0)
-        constraints = [c.tree_copy(swap) for c in rows] + declared_bounds(self.roles.follower, plain)
+        constraints = [c.tree_copy(swap) for c in rows]
+        constraints += declared_shape(self.roles.follower, plain) + declared_bounds(self.roles.follower, plain)
         return cp.Problem(cp.Minimize(objective.tree_copy(swap)), constraints)
 
     def publish(self, values: Mapping[Any, np.ndarray | None]) -> None:

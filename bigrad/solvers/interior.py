@@ -86,7 +86,14 @@ class Interior(AbstractSolver):
         arrays: dict[str, Any] = {
             k: np.array([getattr(f, k) for f in found])
             for k in (
-                "value", "bound", "residual", "violation", "iterations", "degenerate", "singular", "seconds",
+                "value",
+                "bound",
+                "residual",
+                "violation",
+                "iterations",
+                "degenerate",
+                "singular",
+                "seconds",
             )  # fmt: skip
         }
         return Outcome(
