@@ -22,8 +22,8 @@ FEW_PAIRS = 16
 
 @dataclass(frozen=True)
 class Auto(AbstractSolver, AbstractGradient):
-    """Chooses by the program: Saddle for a convex-concave zero-sum game, Pieces for a convex quadratic upper level, Interior for one convex level with cones,
-    Relaxation for any other; Implicit for the gradient.
+    """Chooses by the program: Saddle for a convex-concave zero-sum game, Pieces for a convex quadratic upper level,
+    Interior for one convex level with cones, Relaxation for any other; Implicit for the gradient.
 
     `program.explain()` and `layer.explain()` print the choice and its reason.
     """

@@ -28,8 +28,9 @@ class Layer(nn.Module):
 
     parameters: CVXPY Parameters, in the order of the call; parameters of the program that are left out keep the
     `.value` they have now. variables: the variables to return, in that order, of either level; for a program of one
-    level also dual variables, `constraint.dual_variables[0]`. solver, gradient: objects; `Auto()` chooses both. on_failure: "raise" raises SolveError, naming the items, their statuses and what to
-    do; "nan" returns NaN for those items, with zero gradients, and the others unharmed.
+    level also dual variables, `constraint.dual_variables[0]`. solver, gradient: objects; `Auto()` chooses both.
+    on_failure: "raise" raises SolveError, naming the items, their statuses and what to do; "nan" returns NaN for
+    those items, with zero gradients, and the others unharmed.
 
     Each argument of a call is a tensor of its parameter's shape, or with one leading batch dimension; the two may be
     mixed. Outputs have the batch dimension if any argument has, and the device and dtype of the first argument (torch's

@@ -50,7 +50,8 @@ class Stats:
     strongly_stationary: multipliers of the right sign exist at every biactive pair, so the point is a local optimum.
     singular: the KKT matrix at the solution's active set is singular; the gradient is then the minimum-norm one.
     follower_gap: the follower's objective here minus its optimum given x, from an independent re-solve; None if not
-    asked. leader_gap: the same for the leader of a zero-sum game, given the follower's answer. bound: best proven bound on the upper objective, in the user's sense; None if none is known.
+    asked. leader_gap: the same for the leader of a zero-sum game, given the follower's answer. bound: best proven bound
+    on the upper objective, in the user's sense; None if none is known.
     """
 
     solver: str = ""

@@ -26,9 +26,10 @@ class AbstractGradient(ABC):
     ) -> tuple[Tensor | None, ...]:
         """The vector-Jacobian product of the solution map.
 
-        theta[k]: input k flattened, (size,) or (batch, size), float64. wanted[k]: whether its gradient is needed.
-        cotangent: (batch, n) over the unknowns w of the outcome, or over the first n of them. Returns one gradient per input, None where not wanted. With grad mode on,
-        the result must itself be differentiable in theta and cotangent, or an error: never a silent zero.
+        theta[k]: input k flattened, (size,) or (batch, size), float64. wanted[k]: whether its gradient is
+        needed. cotangent: (batch, n) over the unknowns w of the outcome, or over the first n of them. Returns
+        one gradient per input, None where not wanted. With grad mode on, the result must itself be
+        differentiable in theta and cotangent, or an error: never a silent zero.
         """
 
 

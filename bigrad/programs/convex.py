@@ -26,6 +26,7 @@ from cvxpy.reductions.dcp2cone.cone_matrix_stuffing import ParamConeProg
 from cvxpy.reductions.solvers.conic_solvers.clarabel_conif import CLARABEL
 from cvxpy.utilities import scopes
 
+from bigrad.parallel import single_blas
 from bigrad.programs.bilinear import entries
 from bigrad.programs.newton import Conic, solve
 from bigrad.programs.projection import Cones
@@ -151,11 +152,13 @@ class Convex:
         u, lam = w[:n], w[n:]
         rhs = np.zeros(len(w))
         rhs[: len(cotangent)] = cotangent
-        matrix = sp.csc_array(program.jacobian(u, lam).T)
-        a, singular = solve(matrix, rhs)
+        with single_blas:
+            D = program.slope(u, lam)
+            matrix = program.jacobian(D).T
+            a, singular = solve(matrix, rhs)
         gap = abs(matrix @ a - rhs).max(initial=0.0)
         pull, push = a[:n], a[n:]
-        push = push - program.cones.slope(program.b - program.A @ u - lam) @ push
+        push = push - D @ push
         one = np.ones(1)
         total = (
             self.P.pull(pull, u)

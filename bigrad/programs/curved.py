@@ -16,6 +16,8 @@ import numpy as np
 
 STEPS = 200
 """Steps of a root search; Newton's method takes about ten, bisection guards it."""
+CLOSE, ROUNDING = 1e-9, 4e-16
+"""A root search ends after a Newton step, or a bisection, of this relative size."""
 STEEP = 40.0
 """Beyond this the exponential of the negative is zero to rounding."""
 FLAT = 1e-13
@@ -65,18 +67,21 @@ def project_power(v: np.ndarray, a: np.ndarray) -> np.ndarray:
     if len(rest):
         w, size, b = v[rest], abs(v[rest, 2]), np.c_[a[rest], 1 - a[rest]]
 
-        def sides(r: np.ndarray) -> np.ndarray:
+        def sides(r: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             lift = (4 * r * (size - r))[:, None] * b
             root = np.sqrt(w[:, :2] ** 2 + lift)
             with np.errstate(divide="ignore", invalid="ignore"):
                 lower = np.where(root > w[:, :2], lift / (root - w[:, :2]), 0.0)
-            return np.where(w[:, :2] > 0, (w[:, :2] + root) / 2, lower / 2)
+                return np.where(w[:, :2] > 0, w[:, :2] + root, lower) / 2, b * (size - 2 * r)[:, None] / root
 
-        def excess(r: np.ndarray) -> tuple[np.ndarray, None]:
-            return r - (sides(r) ** b).prod(-1), None
+        def excess(r: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            side, slope = sides(r)
+            mean = (side**b).prod(-1)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                return r - mean, 1 - mean * (b * slope / side).sum(-1)
 
         r = _root(excess, np.zeros(len(rest)), size)
-        s[rest] = np.c_[sides(r), np.sign(w[:, 2]) * r]
+        s[rest] = np.c_[sides(r)[0], np.sign(w[:, 2]) * r]
     return s
 
 
@@ -188,24 +193,20 @@ def _curve(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
 
 
 def _root(
-    function: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]], low: np.ndarray, high: np.ndarray
+    function: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]], low: np.ndarray, high: np.ndarray
 ) -> np.ndarray:
-    """The roots of increasing functions within brackets, by Newton's method guarded by bisection; a function without a
-    derivative is bisected.
-    """
+    """The roots of increasing functions within brackets, by Newton's method guarded by bisection."""
     at = (low + high) / 2
     older = last = high - low
     for _ in range(STEPS):
         value, slope = function(at)
         low, high = np.where(value < 0, at, low), np.where(value < 0, high, at)
-        half, after = (low + high) / 2, (low + high) / 2
-        if slope is not None:
-            with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-                newton = at - value / slope
-            quick = (newton > low) & (newton < high) & (abs(newton - at) <= older / 2)
-            after = np.where(quick, newton, half)
-        done = abs(after - at) <= 4e-16 * abs(after)
-        at, older, last = after, last, abs(after - at)
-        if done.all():
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            newton = at - value / slope
+        quick = (newton >= low) & (newton <= high) & (abs(newton - at) <= older / 2)
+        after = np.where(quick, newton, (low + high) / 2)
+        step = abs(after - at)
+        at, older, last = after, last, step
+        if (step <= np.where(quick, CLOSE, ROUNDING) * abs(at)).all():
             break
     return at

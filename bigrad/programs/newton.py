@@ -12,13 +12,15 @@ a cone program", 2019.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
 
 from bigrad.programs.projection import Cones
 
+Matrix = Any
+"""A numpy array or a sparse matrix."""
 DENSE = 250
 """Unknowns up to which a dense factorisation is faster than a sparse one."""
 SINGULAR = 1e-11
@@ -52,10 +54,22 @@ class Conic(NamedTuple):
         s = self.b - self.A @ u
         return np.concatenate([self.P @ u + self.q + self.A.T @ lam, s - self.cones.project(s - lam)])
 
-    def jacobian(self, u: np.ndarray, lam: np.ndarray) -> sp.csc_array:
-        """dR/dw."""
-        D = self.cones.slope(self.b - self.A @ u - lam)
-        return sp.csc_array(sp.block_array([[self.P, self.A.T], [D @ self.A - self.A, D]]))
+    def slope(self, u: np.ndarray, lam: np.ndarray) -> Matrix:
+        """D: dense for a small program, else sparse."""
+        entries, at = self.cones.slope(self.b - self.A @ u - lam)
+        m = len(lam)
+        if len(u) + m > DENSE:
+            return sp.csc_array((entries, at), shape=(m, m))
+        D = np.zeros((m, m))
+        D[at] = entries
+        return D
+
+    def jacobian(self, D: Matrix) -> Matrix:
+        """dR/dw, dense for a small program, else sparse."""
+        if sp.issparse(D):
+            return sp.csc_array(sp.block_array([[self.P, self.A.T], [D @ self.A - self.A, D]]))
+        P, A = self.P.toarray(), self.A.toarray()
+        return np.block([[P, A.T], [D @ A - A, D]])
 
     def measure(self, u: np.ndarray, lam: np.ndarray) -> tuple[float, float, float]:
         """Errors of stationarity with the multipliers' cone, of the constraints, and the duality gap; each relative to 1 +
@@ -77,7 +91,7 @@ class Conic(NamedTuple):
         n, singular = len(u), False
         gap = self.residual(u, lam)
         for _ in range(steps):
-            step, singular = solve(self.jacobian(u, lam), -gap)
+            step, singular = solve(self.jacobian(self.slope(u, lam)), -gap)
             after = u + step[:n], lam + step[n:]
             left = self.residual(*after)
             if not np.isfinite(left).all() or np.linalg.norm(left) >= np.linalg.norm(gap):
@@ -88,7 +102,7 @@ class Conic(NamedTuple):
         return u, lam, singular
 
 
-def solve(matrix: sp.csc_array, rhs: np.ndarray) -> tuple[np.ndarray, bool]:
+def solve(matrix: Matrix, rhs: np.ndarray) -> tuple[np.ndarray, bool]:
     """Solve a square system: (solution, singular). A singular one gets the least-squares solution of least norm, rows and
     columns balanced.
     """
@@ -96,7 +110,10 @@ def solve(matrix: sp.csc_array, rhs: np.ndarray) -> tuple[np.ndarray, bool]:
     if not size:
         return rhs, False
     left, right = _balance(matrix)
-    even = sp.csc_array(matrix.multiply(left[:, None]).multiply(right[None, :]))
+    if sp.issparse(matrix):
+        even: Matrix = sp.csc_array(matrix.multiply(left[:, None]).multiply(right[None, :]))
+    else:
+        even = matrix * left[:, None] * right
     target = rhs * left
     found = _factorised(even, target)
     if found is not None:
@@ -104,36 +121,40 @@ def solve(matrix: sp.csc_array, rhs: np.ndarray) -> tuple[np.ndarray, bool]:
     if size <= LARGEST:
         from scipy.linalg import lstsq
 
-        return lstsq(even.toarray(), target, cond=SINGULAR, lapack_driver="gelsy")[0] * right, True
+        full = even.toarray() if sp.issparse(even) else even
+        return lstsq(full, target, cond=SINGULAR, lapack_driver="gelsy", check_finite=False)[0] * right, True
     from scipy.sparse.linalg import lsmr
 
     return lsmr(even, target, atol=1e-14, btol=1e-14, conlim=0, maxiter=20 * size)[0] * right, True
 
 
-def _factorised(matrix: sp.csc_array, rhs: np.ndarray) -> np.ndarray | None:
+def _factorised(matrix: Matrix, rhs: np.ndarray) -> np.ndarray | None:
     """The solution by an LU factorisation, None where a probing right-hand side blows up."""
     size = len(rhs)
     sides = np.stack([rhs, np.cos(1.0 + np.arange(size) ** 2)], -1)
     try:
-        if size <= DENSE:
-            both = np.linalg.solve(matrix.toarray(), sides)
-        else:
+        if sp.issparse(matrix):
             from scipy.sparse.linalg import splu
 
             both = splu(matrix).solve(sides)
+        else:
+            both = np.linalg.solve(matrix, sides)
     except (np.linalg.LinAlgError, RuntimeError):
         return None
     fine = np.isfinite(both).all() and abs(both[:, 1]).sum() * SINGULAR < 1.0
     return both[:, 0] if fine else None
 
 
-def _balance(matrix: sp.csc_array) -> tuple[np.ndarray, np.ndarray]:
+def _balance(matrix: Matrix) -> tuple[np.ndarray, np.ndarray]:
     """Factors that bring the largest entry of every row and column near one."""
-    size, across = abs(matrix).tocsr(), np.ones(matrix.shape[1])
-    down = np.ones(matrix.shape[0])
+    down, across, size = np.ones(matrix.shape[0]), np.ones(matrix.shape[1]), abs(matrix)
     for _ in range(3):
         for axis in (1, 0):
-            top = size.multiply(down[:, None]).multiply(across[None, :]).max(axis).toarray().ravel()
+            if sp.issparse(size):
+                even = size.multiply(down[:, None]).multiply(across[None, :])
+                top = even.max(axis).toarray().ravel()
+            else:
+                top = (size * down[:, None] * across).max(axis)
             factor = 1 / np.sqrt(np.where(top > 0, top, 1.0))
             down, across = (down * factor, across) if axis else (down, across * factor)
     return down, across

@@ -15,7 +15,6 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import scipy.sparse as sp
 
 from bigrad.programs.curved import exponential_slope, power_slope, project_exponential, project_power
 
@@ -82,8 +81,8 @@ class Cones:
                 s[rows] = _triangles((frame * np.maximum(spectrum, 0.0)[:, None, :]) @ frame.mT)
         return s
 
-    def slope(self, v: np.ndarray) -> sp.csr_array:
-        """The derivative of `project` at v, a sparse matrix of symmetric blocks."""
+    def slope(self, v: np.ndarray) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+        """The derivative of `project` at v, a matrix of symmetric blocks: entries, and their rows and columns."""
         entries, across, down = [np.zeros(0)], [np.zeros(0, int)], [np.zeros(0, int)]
         for kind, rows, exponents in self._blocks:
             w = v[rows]
@@ -100,10 +99,7 @@ class Cones:
             entries.append(D.ravel())
             across.append(np.broadcast_to(rows[:, None, :], D.shape).ravel())
             down.append(np.broadcast_to(rows[:, :, None], D.shape).ravel())
-        at = (np.concatenate(down), np.concatenate(across))
-        found = sp.csr_array((np.concatenate(entries), at), shape=(len(v), len(v)))
-        found.eliminate_zeros()
-        return found
+        return np.concatenate(entries), (np.concatenate(down), np.concatenate(across))
 
     def weak(self, v: np.ndarray) -> int:
         """How many constraints have neither slack nor multiplier at s - lam = v: eigenvalues at zero."""

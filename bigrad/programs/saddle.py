@@ -29,8 +29,8 @@ from bigrad.program import Program, Solver, Unknown
 from bigrad.programs import cvxpy as levels
 from bigrad.programs import single
 from bigrad.programs.convex import Block, Convex
-from bigrad.programs.payoff import NO_SUM, NoGameError, Payoff, split
 from bigrad.programs.expressions import terms
+from bigrad.programs.payoff import NO_SUM, NoGameError, Payoff, split
 from bigrad.programs.projection import Cones, svec_matrix
 from bigrad.programs.roles import Roles, sort_roles
 from bigrad.programs.single import Single
@@ -91,9 +91,11 @@ def _reload(
 
 def _game(upper: cp.Problem, lower: cp.Problem, roles: Roles, default: Solver) -> Game:
     ours = {v.id for v in roles.follower}
-    goals = [p.objective.expr if isinstance(p.objective, kind) else -p.objective.expr
-             for p, kind in ((upper, cp.Minimize), (lower, cp.Maximize))]  # fmt: skip
-    payoff = split(*goals, roles.follower)
+    F, G = (
+        p.objective.expr if isinstance(p.objective, sense) else -p.objective.expr
+        for p, sense in ((upper, cp.Minimize), (lower, cp.Maximize))
+    )
+    payoff = split(F, G, roles.follower)
     above, below = list(payoff.above), list(payoff.below)
     for name, problem in (("upper", upper), ("lower", lower)):
         for c in problem.constraints:

@@ -78,15 +78,17 @@ def declare(problem: cp.Problem, default: Solver, parameters: Sequence[cp.Parame
     above = [c.tree_copy(plain) for c in problem.constraints]
     above += declared_shape(roles.leader, bare) + declared_bounds(roles.leader, bare)
     level, convex, reason = upper_level(objective, above, canonical.empty(), roles, source.plain)
-    maps, smooth, duals = None, None, ()
+    maps: Maps | None = None
+    smooth: Smooth | Convex
+    duals: tuple[Unknown, ...] = ()
     if level is not None:
         maps = assemble(level, canonical.empty(), roles, source.plain)
         duals = _prices(problem, level, maps)
     variables = unknowns(roles, maps, sum(v.size for v in roles.leader))
     if maps is None and problem.is_dpp(quad_form_dpp="qp"):
-        smooth = Convex.of(problem, roles.parameters)
-        variables = tuple(Unknown(v, v.name(), v.shape, True, smooth.read[v.id]) for v in roles.leader)
-        duals = tuple(_price(dual, smooth.read[dual.id]) for c in problem.constraints for dual in c.dual_variables)
+        smooth = form = Convex.of(problem, roles.parameters)
+        variables = tuple(Unknown(v, v.name(), v.shape, True, form.read[v.id]) for v in roles.leader)
+        duals = tuple(_price(dual, form.read[dual.id]) for c in problem.constraints for dual in c.dual_variables)
     else:
         smooth = Smooth(
             objective=objective,

@@ -83,19 +83,8 @@ class Interior(AbstractSolver):
         size, width = form.layout.x, form.layout.x + form.layout.multipliers
         w = np.stack([np.full(width, np.nan) if f.w is None else f.w for f in found])
         none = np.zeros(batch, int)
-        arrays: dict[str, Any] = {
-            k: np.array([getattr(f, k) for f in found])
-            for k in (
-                "value",
-                "bound",
-                "residual",
-                "violation",
-                "iterations",
-                "degenerate",
-                "singular",
-                "seconds",
-            )  # fmt: skip
-        }
+        scalars = ("value", "bound", "residual", "violation", "iterations", "degenerate", "singular", "seconds")
+        arrays: dict[str, Any] = {k: np.array([getattr(f, k) for f in found]) for k in scalars}
         return Outcome(
             solver="Interior",
             smooth=True,
@@ -133,12 +122,8 @@ class Interior(AbstractSolver):
             return Found(self._ray(program, u), iterations=iterations)
         if not (np.isfinite(u).all() and np.isfinite(lam).all()):
             return Found(Status.FAILED, iterations=iterations)
-        before = program.measure(u, lam)
-        *polished, singular = program.polish(u, lam)
-        after = program.measure(*polished)
-        if max(after[:2]) <= max(max(before[:2]), PROVEN) and after[2] <= max(before[2], PROVEN):
-            (u, lam), before = polished, after
-        residual, violation, gap = before
+        u, lam, singular = program.polish(u, lam)
+        residual, violation, gap = program.measure(u, lam)
         value, bound = program.value(u), program.bound(u, lam)
         if max(residual, violation, gap) <= PROVEN:
             status = Status.GLOBAL
