@@ -171,8 +171,8 @@ def _curve(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
     """
     right = x > 0
     with np.errstate(divide="ignore", invalid="ignore"):
-        start, width = np.where(right, 1 - y / x, x / y), np.where(right & (y <= 0), 2 * STEEP, x / y - 1 + y / x)
-    start, width = np.where(right, start, x / y), np.where(right, width, 2 * STEEP)
+        start = np.where(right, 1 - y / x, x / y)
+        width = np.where(right & (y > 0), x / y - start, 2 * STEEP)
     sign = np.where(right, 1.0, -1.0)
 
     def line(step: np.ndarray, rho: np.ndarray) -> np.ndarray:
