@@ -33,9 +33,11 @@ if TYPE_CHECKING:
         Status,
     )
     from bigrad.solvers.active_set import ActiveSet
+    from bigrad.solvers.interior import Interior
     from bigrad.solvers.mehrotra import Mehrotra
     from bigrad.solvers.pieces import Pieces
     from bigrad.solvers.relaxation import Relaxation
+    from bigrad.solvers.saddle import Saddle
     from bigrad.solvers.spread import Spread
 
 __version__ = "0.1.0"
@@ -48,12 +50,14 @@ _HOMES = {
     "DeclarationError": "solution",
     "Implicit": "gradients.implicit",
     "InputError": "solution",
+    "Interior": "solvers.interior",
     "Layer": "layer",
     "Mehrotra": "solvers.mehrotra",
     "Pieces": "solvers.pieces",
     "Program": "program",
     "Proximal": "gradients.proximal",
     "Relaxation": "solvers.relaxation",
+    "Saddle": "solvers.saddle",
     "SingularWarning": "solution",
     "Solution": "solution",
     "SolveError": "solution",
@@ -73,12 +77,14 @@ __all__ = [
     "DeclarationError",
     "Implicit",
     "InputError",
+    "Interior",
     "Layer",
     "Mehrotra",
     "Pieces",
     "Program",
     "Proximal",
     "Relaxation",
+    "Saddle",
     "SingularWarning",
     "Solution",
     "SolveError",

@@ -35,7 +35,7 @@ class Affine:
         if theta and not isinstance(theta[0], np.ndarray):
             value = namespace(theta[0]).as_tensor(value, dtype=theta[0].dtype, device=theta[0].device)
         for k, matrix in self.terms.items():
-            part = _product(matrix, theta[k])
+            part = product(matrix, theta[k])
             value = part if value is self.base and not value.any() else value + part
         return value.reshape((*value.shape[:-1], *self.shape))
 
@@ -43,7 +43,7 @@ class Affine:
         """The transposed linear map to input k: (entries,) or (batch, entries) to (size_k,) or (batch, size_k)."""
         matrix = self.terms[k]
         if not isinstance(cotangent, np.ndarray):
-            return _product(matrix.T, cotangent)
+            return product(matrix.T, cotangent)
         only = _selection(matrix) if matrix.shape[0] == matrix.shape[1] else None
         if only is not None and np.bincount(only, minlength=1).max() == 1:
             pulled = np.empty_like(cotangent)
@@ -95,7 +95,7 @@ def namespace(array: Array) -> Any:
     return torch
 
 
-def _product(matrix: sp.csr_array, theta: Array) -> Array:
+def product(matrix: sp.csr_array, theta: Array) -> Array:
     """Sparse matrix times (batched) vector; in torch by gather and index_add, which autograd follows to any order."""
     if isinstance(theta, np.ndarray):
         if (only := _selection(matrix)) is not None:

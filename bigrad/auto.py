@@ -22,8 +22,9 @@ FEW_PAIRS = 16
 
 @dataclass(frozen=True)
 class Auto(AbstractSolver, AbstractGradient):
-    """Chooses by the program: ActiveSet for one convex quadratic level, Pieces for two with a convex quadratic upper one,
-    Relaxation for any other; Implicit for the gradient.
+    """Chooses by the program: Saddle for a convex-concave zero-sum game; for one level, ActiveSet for a convex quadratic
+    program and Interior for one with cones; for two, Pieces under a convex quadratic upper level; Relaxation for any
+    other; Implicit for the gradient.
 
     `program.explain()` and `layer.explain()` print the choice and its reason.
     """
@@ -37,9 +38,15 @@ class Auto(AbstractSolver, AbstractGradient):
     def choose(self, program: Program) -> tuple[AbstractSolver, str]:
         """The solver that fits, and why."""
         from bigrad.solvers.active_set import ActiveSet
+        from bigrad.solvers.interior import Interior
         from bigrad.solvers.pieces import Pieces
         from bigrad.solvers.relaxation import Relaxation
+        from bigrad.solvers.saddle import Saddle
 
+        if program.saddle is not None:
+            return Saddle().choose(program)
+        if Interior().accepts(program) is None:
+            return Interior().choose(program)
         if program.quadratic is None:
             return Relaxation(), f"The program is not quadratic: {program.why_not_quadratic}."
         if not program.convex:

@@ -56,7 +56,7 @@ def bilevel(
             f"bilevel(…): {len(problems)} lower problems and {len(answers)} lists in responds; give one list of variables for each "
             "problem, like responds=[[y], [z]]."
         )
-    from bigrad.programs.cvxpy import declare
+    from bigrad.programs.saddle import declare
 
     return declare(upper, problems, answers, Auto())
 
@@ -102,8 +102,8 @@ def argmin(problem: cp.Problem) -> Program:
 
         min over y of f(y)  subject to the constraints of `problem`
 
-    problem: Minimize or Maximize, in all its variables; its Parameters are the program's inputs, and must enter it
-    affinely (DPP). A convex problem is solved to a proven optimum; a problem that is merely smooth, to a local one.
+    problem: Minimize or Maximize, in all its variables; its Parameters are the program's inputs. A convex problem is
+    solved to a proven optimum; a problem that is merely smooth, to a local one.
     Raises DeclarationError, with what to change, for a problem that cannot be taken.
     """
     import cvxpy as cp

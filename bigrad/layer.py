@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.forward_ad import unpack_dual
 
-from bigrad.affine import flatten, unflatten
+from bigrad.affine import flatten
 from bigrad.auto import Auto
 from bigrad.gradients.base import AbstractGradient, attach
 from bigrad.parallel import single_torch
-from bigrad.program import Input, Price, Program, Unknown
+from bigrad.program import Input, Program, Unknown
 from bigrad.solution import CapabilityError, InputError, Outcome, Solution, SolveError
 from bigrad.solvers.base import AbstractSolver, batch_size
 
@@ -29,9 +29,9 @@ class Layer(nn.Module):
 
     parameters: CVXPY Parameters, in the order of the call; parameters of the program that are left out keep the
     `.value` they have now. variables: the variables to return, in that order, of either level; the price of a lower
-    constraint c is `c.dual_variables[0]`. solver, gradient:
-    objects; `Auto()` chooses both. on_failure: "raise" raises SolveError, naming the items, their statuses and what to
-    do; "nan" returns NaN for those items, with zero gradients, and the others unharmed.
+    constraint c, or the dual variable of one of a single level, is `c.dual_variables[0]`. solver, gradient: objects;
+    `Auto()` chooses both. on_failure: "raise" raises SolveError, naming the items, their statuses and what to do; "nan"
+    returns NaN for those items, with zero gradients, and the others unharmed.
 
     Each argument of a call is a tensor of its parameter's shape, or with one leading batch dimension; the two may be
     mixed. Outputs have the batch dimension if any argument has, and the device and dtype of the first argument (torch's
@@ -63,7 +63,7 @@ class Layer(nn.Module):
         self._order = [_position(p, program.inputs, "parameter") for p in parameters]
         if len(set(self._order)) < len(self._order):
             raise InputError("Layer(parameters=…): a parameter is named twice.")
-        self._variables = [_position(v, (*program.unknowns, *program.prices), "variable") for v in variables]
+        self._variables = [_position(v, program.outputs, "variable") for v in variables]
         if not self._variables:
             raise InputError("Layer(variables=[]): name at least one variable to return.")
         self._fixed = {k: self._own(i) for k, i in enumerate(program.inputs) if k not in self._order}
@@ -86,19 +86,19 @@ class Layer(nn.Module):
         outcome = self._solve(theta, warm_start)
         if self.on_failure == "raise" and not outcome.ok.all():
             raise _failure(outcome, batched)
+        home = outcome.form or self.program
         first = values[0] if values else torch.zeros((), dtype=torch.float64)
-        known = outcome.z if all(isinstance(u, Unknown) for u in self._shown) else outcome.w[:, : self._inner.stop]
         ok = torch.as_tensor(outcome.ok[:, None], device=first.device)
-        v = torch.where(ok, torch.as_tensor(known, device=first.device), torch.nan)
+        w = torch.where(ok, torch.as_tensor(outcome.w, device=first.device), torch.nan)
         wanted = torch.is_grad_enabled() and any(t.requires_grad for t in theta)
         if wanted or any(
             unpack_dual(t).tangent is not None for t in theta
         ):  # forward mode has no rule: attached, it raises
-            v = attach(self.gradient, self.program, outcome, v, theta)
+            w = attach(self.gradient, home, outcome, w, theta)
         if not batched:
-            v = v[0]
+            w = w[0]
         dtype = first.dtype if first.is_floating_point() else torch.get_default_dtype()
-        return tuple(unflatten(u.read(v, self._inner), u.shape).to(dtype) for u in self._shown)
+        return tuple(u.read(w).to(dtype) for u in self._shown(home))
 
     def solve(
         self, *values: Tensor, warm_start: Sequence[Solution] | None = None, verify: bool = False
@@ -120,14 +120,9 @@ class Layer(nn.Module):
         rule = "Implicit()" if isinstance(self.gradient, Auto) else self.gradient
         return f"{self.program.explain(self.solver)}\nGradient: {rule}, the implicit function theorem at the solution's own active set."
 
-    @property
-    def _shown(self) -> list[Unknown | Price]:
-        known: list[Unknown | Price] = [*self.program.unknowns, *self.program.prices]
-        return [known[k] for k in self._variables]
-
-    @property
-    def _inner(self) -> slice:
-        return self.program.multipliers
+    def _shown(self, home: Program) -> list[Unknown]:
+        """The outputs, as the program that was solved holds them."""
+        return [home.outputs[k] for k in self._variables]
 
     def _solve(self, theta: tuple[Tensor, ...], warm_start: Sequence[Solution] | None) -> Outcome:
         points = None if warm_start is None else self.program.points(warm_start)
@@ -169,12 +164,12 @@ class Layer(nn.Module):
         return self.program.extended(tuple(flat[k] for k in range(len(self.program.inputs)))), bool(batch)
 
 
-def _position(handle: Any, known: Sequence[Input | Unknown | Price], kind: str) -> int:
+def _position(handle: Any, known: Sequence[Input | Unknown], kind: str) -> int:
     """Where the program keeps one of the user's own objects."""
     for k, entry in enumerate(known):
         if entry.handle is handle:
             return k
-    names = ", ".join(k.name for k in known if not isinstance(k, Price)) or "none"
+    names = ", ".join(k.name for k in known) or "none"
     raise InputError(f"Layer({kind}s=…): {handle} is not a {kind} of this program, which has: {names}.")
 
 

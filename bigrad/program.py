@@ -10,8 +10,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
+import scipy.sparse as sp
 
-from bigrad.affine import Affine, Array, flatten, namespace, unflatten
+from bigrad.affine import Array, flatten, namespace, product, unflatten
 from bigrad.quadratic import Maps
 from bigrad.solution import CapabilityError, InputError, Outcome, Point, Solution
 
@@ -31,31 +32,21 @@ class Input:
 
 @dataclass(frozen=True, eq=False)
 class Unknown:
-    """One variable of the program: the user's own object, its name, shape and level, and its place in z = (x, y)."""
+    """One variable of the program, or one dual variable: the user's own object, its name, shape and level.
+
+    place: where it stands in w, which starts with z = (x, y), or the sparse matrix that reads it out of w.
+    """
 
     handle: Any
     name: str
     shape: tuple[int, ...]
     leader: bool
-    place: slice
+    place: slice | sp.csr_array
 
-    def read(self, v: Array, multipliers: slice) -> Array:
-        """Its flat value in v = (x, y, …), or in the part z = (x, y) of it."""
-        return v[..., self.place]
-
-
-@dataclass(frozen=True, eq=False)
-class Price:
-    """The price of one lower constraint: its dual variable, a name, its shape, and the linear map to it from (lam, nu)."""
-
-    handle: Any
-    name: str
-    shape: tuple[int, ...]
-    weights: Affine
-
-    def read(self, v: Array, multipliers: slice) -> Array:
-        """Its flat value in v, whose multipliers (lam, nu) stand in the slice."""
-        return self.weights((v[..., multipliers],))
+    def read(self, w: Array) -> Array:
+        """Its value in w, of shape (unknowns,) or (batch, unknowns)."""
+        flat = w[..., self.place] if isinstance(self.place, slice) else product(self.place, w)
+        return unflatten(flat, self.shape)
 
 
 class Solver(Protocol):
@@ -111,9 +102,11 @@ class Program:
     threads. One level is an upper level without a follower.
 
     quadratic: the program as a bilevel quadratic program, or None. convex: whether its upper level is convex in z = (x,
-    y). smooth: the program as a smooth program with complementarity pairs, built when first needed. sign: +1 where the
-    leader minimises, -1 where it maximises. prices: the prices of the lower constraints that involve a follower. followers:
-    how many there are. derived: further inputs as functions of the user's, or None.
+    y). smooth: the program as a smooth program with complementarity pairs, built when first needed, or as a convex cone
+    program of one level. sign: +1 where the leader minimises, -1 where it maximises. duals: the prices of the lower
+    constraints that involve a follower, or, with one level, of all constraints, in CVXPY's signs. followers: how many there
+    are. derived: further inputs as functions of the user's, or None. saddle: the one convex program of a zero-sum game,
+    with what tells its failures apart, or None.
     """
 
     inputs: tuple[Input, ...]
@@ -126,8 +119,11 @@ class Program:
     source: Source = field(repr=False)
     default: Solver = field(repr=False)
     rebuild: tuple[Any, ...] = field(repr=False)
-    prices: tuple[Price, ...] = field(default=(), repr=False)
+    duals: tuple[Unknown, ...] = field(default=(), repr=False)
     followers: int = 1
+    derived: Derived | None = field(default=None, repr=False)
+    saddle: Any = field(default=None, repr=False)
+    why_not_saddle: str = "it has one level"
 
     @property
     def layout(self) -> Any:
@@ -135,12 +131,9 @@ class Program:
         return self.quadratic.sizes if self.quadratic else self.smooth.layout
 
     @property
-    def multipliers(self) -> slice:
-        """Where (lam, nu) stand in w."""
-        _, _, lam, nu, *_ = self.layout.blocks
-        return slice(lam.start, nu.stop)
-
-    derived: Derived | None = field(default=None, repr=False)
+    def outputs(self) -> tuple[Unknown, ...]:
+        """All that a Solution holds: variables, then dual variables."""
+        return (*self.unknowns, *self.duals)
 
     @property
     def offers(self) -> frozenset[str]:
@@ -193,6 +186,8 @@ class Program:
 
     def points(self, solutions: Sequence[Solution]) -> list[Point | None]:
         """Where solves may start from, checked to be of this program."""
+        if self.quadratic is None and self.smooth is None:  # a game that has no other form: it needs no start
+            return [None] * len(solutions)
         layout = self.layout
         points = [s.point for s in solutions]
         for i, point in enumerate(points):
@@ -209,7 +204,7 @@ class Program:
 
     def explain(self, solver: Solver | None = None) -> str:
         """What kind of program this is, which solver would take it, and why; for a person to read."""
-        kind = "quadratic" if self.quadratic else f"smooth ({self.why_not_quadratic})"
+        kind = "quadratic" if self.quadratic else f"not quadratic ({self.why_not_quadratic})"
         leader = sum(int(np.prod(u.shape)) for u in self.unknowns if u.leader)
         follower = sum(int(np.prod(u.shape)) for u in self.unknowns if not u.leader)
         who = "follower" if self.followers == 1 else f"{self.followers} followers together"
@@ -234,19 +229,19 @@ class Program:
 
         `given` maps parameters to arrays with or without the batch dimension.
         """
-        prices = [(p.handle, p.shape, p.read(outcome.w, self.multipliers)) for p in self.prices]
-        found = []
+        found, home = [], outcome.form or self
         for i in range(len(outcome.status)):
             ok, inputs = outcome.status[i].ok, {k: _item(v, i, k.ndim) for k, v in given.items()}
-            z, value = (outcome.z[i].copy(), outcome.value[i]) if ok else (np.full(outcome.z.shape[1], np.nan), np.nan)
-            values = {u.handle: unflatten(z[u.place], u.shape) for u in self.unknowns}
-            priced = {h: unflatten(a[i] if ok else np.full(a.shape[1], np.nan), s) for h, s, a in prices}
+            w, value = (outcome.w[i].copy(), outcome.value[i]) if ok else (np.full(outcome.w.shape[1], np.nan), np.nan)
+            values, prices = ({u.handle: u.read(w) for u in part} for part in (home.unknowns, home.duals))
             stats = outcome.stats(i, self.sign)
             lower = self.source.lower_value(inputs, values) if ok else np.nan
             if verify and ok:
                 stats = stats.with_gap(self.source.follower_gap(inputs, values))
+                if home is not self:
+                    stats = replace(stats, leader_gap=home.source.follower_gap(inputs, values))
             point, value = outcome.point(i), self.sign * float(value)
-            found.append(Solution(outcome.status[i], value, lower, stats, values, priced, point))
+            found.append(Solution(outcome.status[i], value, lower, stats, values, prices, point))
         return found
 
     def invalid(self, theta: Sequence[Array], batch: int) -> np.ndarray:

@@ -54,8 +54,9 @@ class Stats:
     strongly_stationary: multipliers of the right sign exist at every biactive pair, so the point is a local optimum.
     singular: the KKT matrix at the solution's active set is singular; the gradient is then the minimum-norm one.
     follower_gap: the follower's objective here minus its optimum given x, from an independent re-solve; None if not
-    asked. bound: best proven bound on the upper objective, in the user's sense; None if none is known. cause: what
-    stopped an item that no solver could report on, such as the death of its process; empty otherwise.
+    asked. leader_gap: the same for the leader of a zero-sum game, given the follower's answer. bound: best proven bound
+    on the upper objective, in the user's sense; None if none is known. cause: what stopped an item that no solver could
+    report on, such as the death of its process; empty otherwise.
     """
 
     solver: str = ""
@@ -69,6 +70,7 @@ class Stats:
     strongly_stationary: bool = False
     singular: bool = False
     follower_gap: float | None = None
+    leader_gap: float | None = None
     bound: float | None = None
     cause: str = ""
 
@@ -97,7 +99,8 @@ class Outcome:
     the side of each pair. value and bound: upper objective, minimised. The other arrays are the fields of Stats. units:
     (unknowns,) or (batch, unknowns), factors of w in which the program's numbers are of order one, None if the solver
     knows none. factors: for one level, the KKT matrix ready for more solves (`bigrad.linear.Bordered` and its like),
-    where the solver has it. cause: (batch,) strings, None if all are empty.
+    where the solver has it. cause: (batch,) strings, None if all are empty. form:
+    the program whose unknowns w holds, where that is not the program that was solved.
     """
 
     solver: str
@@ -121,6 +124,7 @@ class Outcome:
     units: np.ndarray | None = None
     factors: Any = None
     cause: np.ndarray | None = None
+    form: Any = None
 
     @staticmethod
     def join(parts: Sequence[Outcome]) -> Outcome:

@@ -26,12 +26,14 @@ EXPORTS = [
     "DeclarationError",
     "Implicit",
     "InputError",
+    "Interior",
     "Layer",
     "Mehrotra",
     "Pieces",
     "Program",
     "Proximal",
     "Relaxation",
+    "Saddle",
     "SingularWarning",
     "Solution",
     "SolveError",
@@ -65,27 +67,40 @@ INSIDE = {
     "solvers": [
         {"mehrotra"},
         {"active_set"},
-        {"pieces", "relaxation", "spread"},
+        {"interior", "pieces", "relaxation", "saddle", "spread"},
         {"branch", "verdict"},
         {"search", "stages"},
         {"piece", "starts", "uno"},
         {"equilibrium"},
-        {"active", "convex", "diagnose", "interior", "scaling", "separable"},
+        {"active", "convex", "diagnose", "primal_dual", "scaling", "separable"},
         {"base"},
     ],
     "gradients": [{"implicit", "proximal"}, {"base"}],
     "programs": [
+        {"saddle"},
         {"single"},
         {"cvxpy", "ortools", "torch"},
-        {"assemble", "data", "smooth"},
-        {"prices", "source", "system"},
-        {"canonical", "checks", "engine", "roles"},
-        {"atoms", "bilinear", "expressions"},
+        {"assemble", "convex", "data", "smooth"},
+        {"newton", "prices", "source", "system"},
+        {"canonical", "checks", "engine", "payoff", "projection", "roles"},
+        {"atoms", "bilinear", "curved", "expressions"},
     ],
 }
 
 # What `import bigrad` must not load; tests that need one import it themselves.
-HEAVY = ["cvxpy", "daqp", "highspy", "joblib", "matplotlib", "ortools", "scipy.optimize", "torch", "tqdm", "unopy"]
+HEAVY = [
+    "clarabel",
+    "cvxpy",
+    "daqp",
+    "highspy",
+    "joblib",
+    "matplotlib",
+    "ortools",
+    "scipy.optimize",
+    "torch",
+    "tqdm",
+    "unopy",
+]
 
 
 def name_of(file: Path) -> str:

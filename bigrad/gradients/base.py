@@ -27,16 +27,16 @@ class AbstractGradient(ABC):
     ) -> tuple[Tensor | None, ...]:
         """The vector-Jacobian product of the solution map.
 
-        theta[k]: input k flattened, (size,) or (batch, size), float64. wanted[k]: whether its gradient is needed.
-        cotangent: (batch, n) over the first n entries of w: z = (x, y), or v with the multipliers. Returns one gradient
-        per input, None where not wanted. With grad mode on, the result must itself be differentiable in theta and
-        cotangent, or an error: never a silent zero.
+        theta[k]: input k flattened, (size,) or (batch, size), float64. wanted[k]: whether its gradient is
+        needed. cotangent: (batch, n) over the unknowns w of the outcome, or over the first n of them. Returns
+        one gradient per input, None where not wanted. With grad mode on, the result must itself be
+        differentiable in theta and cotangent, or an error: never a silent zero.
         """
 
 
-def attach(rule: AbstractGradient, program: Program, outcome: Outcome, z: Tensor, theta: tuple[Tensor, ...]) -> Tensor:
-    """z, the first entries of w, as a differentiable function of theta, by the rule."""
-    attached: Tensor = _function().apply(rule, program, outcome, z, *theta)
+def attach(rule: AbstractGradient, program: Program, outcome: Outcome, w: Tensor, theta: tuple[Tensor, ...]) -> Tensor:
+    """w, or its first entries, as a differentiable function of theta, by the rule."""
+    attached: Tensor = _function().apply(rule, program, outcome, w, *theta)
     return attached
 
 
@@ -48,11 +48,11 @@ def _function() -> Any:
     class Attached(Function):
         @staticmethod
         def forward(
-            ctx: Any, rule: AbstractGradient, program: Program, outcome: Outcome, z: Tensor, *theta: Tensor
+            ctx: Any, rule: AbstractGradient, program: Program, outcome: Outcome, w: Tensor, *theta: Tensor
         ) -> Tensor:
             ctx.rule, ctx.program, ctx.outcome = rule, program, outcome
             ctx.save_for_backward(*theta)
-            return z.clone()
+            return w.clone()
 
         @staticmethod
         def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:

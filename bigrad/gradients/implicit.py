@@ -111,20 +111,21 @@ def _adjoint(maps: Maps, theta: tuple[Array, ...], outcome: Outcome, ok: Array, 
     """The a of M a = (cotangent, 0), (batch, unknowns), solved in the units in which the program was."""
     xp, data, free = namespace(cotangent), maps(theta), outcome.free
     rest = xp.zeros_like(free[:, cotangent.shape[1] :], dtype=cotangent.dtype)
+    goal = xp.concatenate([cotangent, rest], -1)
     if not maps.sizes.y:
         factors = outcome.factors
         if factors is None:
             root, fine = cholesky(data.Q)
             factors = Bordered(root, lower_solve(root, stack(data.G, data.E).mT)) if fine.all() else None
         if factors is not None:
-            goal, n = xp.concatenate([cotangent, rest], -1), maps.sizes.x
+            n = maps.sizes.x
             adjoint, singular = factors.solve(free[:, n:], goal[:, :n], goal[:, n:])
             if not bool((singular & ok).any()):
                 return xp.where(ok[:, None], adjoint, 0.0)
     matrix, _ = kkt(data, maps.sizes, len(free))
-    units = xp.ones_like(rest[0, :1]) if outcome.units is None else outcome.units
+    units = xp.ones_like(goal[0]) if outcome.units is None else outcome.units
     matrix *= units[..., :, None] * units[..., None, :]
-    goal = xp.concatenate([cotangent, rest], -1) * units
+    goal = goal * units
     adjoint, singular = solve_free(matrix, free, goal)
     if bool(singular.any()):
         gap = abs((mv(matrix, adjoint) - goal) * free).sum(-1)

@@ -18,14 +18,15 @@ def assemble(
     lower: Level,
     roles: Roles,
     plain: Mapping[int, cp.Variable],
-    stand_ins: Sequence[int],
     multipliers: Sequence[cp.Variable] = (),
 ) -> Maps:
     """The Maps of the bilevel program.
 
-    stand_ins: the positions among the lower level's inputs of the leader's variables, then, if there are several
-    followers, of theirs. multipliers: the variable of the upper level that stands for (lam, nu), if it mentions prices.
+    Among the lower level's inputs the leader's variables follow the parameters, then, if there are several followers,
+    theirs. multipliers: the variable of the upper level that stands for (lam, nu), if it mentions prices.
     """
+    rivals = roles.follower if len(roles.players) > 1 else ()
+    stand_ins = [len(roles.parameters) + k for k in range(len(roles.leader) + len(rivals))]
 
     def columns(level: Level, variables: Sequence[cp.Variable]) -> np.ndarray:
         own = [

@@ -7,8 +7,9 @@ eliminated here, so that the level keeps the size its author gave it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from types import SimpleNamespace
 from typing import Any
 
@@ -31,7 +32,7 @@ class Level:
 
     `offsets` gives the position in z of each variable by CVXPY id; the caller's come first, in the caller's order, then
     auxiliaries. origin: the rows of the stuffed program by these rows; it takes the multipliers of the latter to those of
-    the former, for rows that the caller wrote.
+    the former, for rows that the caller wrote. owned: which of the former belong to each constraint, by CVXPY id.
     """
 
     offsets: dict[int, int]
@@ -45,6 +46,7 @@ class Level:
     A: Affine
     b: Affine
     origin: sp.csr_array
+    owned: Mapping[int, slice] = field(default_factory=dict)
 
 
 def empty() -> Level:
@@ -141,6 +143,7 @@ def level(program: ParamConeProg, variables: Sequence[cp.Variable], inputs: Sequ
         ),
         b=matrix.rows(others + rows * n, (len(others),)),
         origin=sp.csr_array((np.ones(len(others)), (others, np.arange(len(others)))), shape=(rows, len(others))),
+        owned={c.id: slice(end - c.size, end) for c, end in _ends(program)},
     )
     return _without_caps(found, len(known))
 
@@ -193,6 +196,11 @@ def _without_caps(level: Level, own: int) -> Level:
         b=level.b.mixed(mix, (mix.shape[0],)),
         origin=sp.csr_array(level.origin @ mix.T),
     )
+
+
+def _ends(program: ParamConeProg) -> Iterator[tuple[cp.Constraint, int]]:
+    """The constraints of a stuffed program, and where the rows of each end."""
+    return zip(program.constraints, accumulate(c.size for c in program.constraints), strict=True)
 
 
 def touches(block: Affine) -> np.ndarray:

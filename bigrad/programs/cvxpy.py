@@ -107,7 +107,7 @@ def declare(
                 default,
             ),
         ),
-        prices=(prices if maps else in_full).handles(),
+        duals=(prices if maps else in_full).handles(maps.sizes if maps else smooth.layout),
         followers=len(lower),
     )
 
@@ -142,6 +142,20 @@ def quadratic_form(
     multipliers: cp.Variable | None = None,
 ) -> tuple[Maps | None, bool, str]:
     """The Maps of the bilevel quadratic program, whether its upper level is convex, and, if there are none, why."""
+    upper, convex, reason = upper_level(objective, above, level, roles, plain, multipliers)
+    asked = [] if multipliers is None else [multipliers]
+    return (assemble(upper, level, roles, plain, asked) if upper else None), convex, reason
+
+
+def upper_level(
+    objective: cp.Expression,
+    above: list[cp.Constraint],
+    level: Level,
+    roles: Roles,
+    plain: Mapping[int, cp.Variable],
+    multipliers: cp.Variable | None = None,
+) -> tuple[Level | None, bool, str]:
+    """The upper level canonicalised, whether it is convex, and, if the program is not quadratic, why."""
     first = len(roles.parameters)
     rivals = roles.follower if len(roles.players) > 1 else ()
     stand_ins = list(range(first, first + len(roles.leader) + len(rivals)))
@@ -160,6 +174,8 @@ def quadratic_form(
     for c in above:
         if not c.is_dcp():
             return None, False, f"the upper constraint {c} is not convex"
+        if any(expressions.has_parametric_form(arg) for arg in c.args):
+            return None, False, f"the upper constraint {c} has a quadratic form with a parameter matrix"
     check_upper(objective, above, convex)
     if not any(e.variables() for e in (objective, *above)):  # CVXPY stuffs no problem without variables
         objective += 0.0 * cp.sum(next(iter(plain.values())))
@@ -168,8 +184,7 @@ def quadratic_form(
         return None, False, f"the upper level needs the cones {', '.join(beyond)}"
     asked = [] if multipliers is None else [multipliers]
     variables = [*(plain[v.id] for v in (*roles.leader, *roles.follower)), *asked]
-    upper = canonical.level(cone, variables, roles.parameters)
-    return assemble(upper, level, roles, plain, stand_ins, asked), convex, ""
+    return canonical.level(cone, variables, roles.parameters), convex, ""
 
 
 def unknowns(roles: Roles, maps: Maps | None, hidden: Container[int] = ()) -> tuple[Unknown, ...]:

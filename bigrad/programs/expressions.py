@@ -55,6 +55,12 @@ def beyond_affine(expression: cp.Expression) -> cp.Expression | None:
     return next((found for arg in expression.args if (found := beyond_affine(arg)) is not None), None)
 
 
+def has_parametric_form(expression: cp.Expression) -> bool:
+    """Whether a quadratic form in it has parameters in its matrix; CVXPY cannot write such a one with cones."""
+    own = isinstance(expression, QuadForm) and bool(expression.args[1].parameters())
+    return own or any(has_parametric_form(arg) for arg in expression.args)
+
+
 def is_quadratic(expression: cp.Expression) -> bool:
     """Whether every path from the root to a variable is affine, then at most one square or product of affine expressions."""
     if expression.is_constant() or (not expression.parameters() and expression.is_affine()):

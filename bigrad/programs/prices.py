@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cvxpy as cp
 import numpy as np
 import scipy.sparse as sp
 
-from bigrad.affine import Affine
-from bigrad.program import Price
+from bigrad.program import Unknown
 from bigrad.programs.canonical import Level
 
 
@@ -40,10 +40,12 @@ class Prices:
             if dual.id in ids
         }
 
-    def handles(self) -> tuple[Price, ...]:
-        """What a Program keeps of them."""
+    def handles(self, layout: Any) -> tuple[Unknown, ...]:
+        """What a Program with this layout keeps of them."""
+        _, _, lam, nu, *_, last = layout.blocks
+        spread = sp.eye_array(nu.stop - lam.start, last.stop, k=lam.start, format="csr")
         return tuple(
-            Price(dual, dual.name(), dual.shape, Affine((dual.size,), np.zeros(dual.size), {0: weights}))
+            Unknown(dual, dual.name(), dual.shape, False, sp.csr_array(weights @ spread))
             for dual, weights in zip(self.duals, self.weights, strict=True)
         )
 

@@ -35,10 +35,16 @@ class Roles:
     asked: tuple[cp.Variable, ...] = ()
 
 
-def sort_roles(upper: cp.Problem, lower: Sequence[cp.Problem], responds: Sequence[Sequence[cp.Variable]]) -> Roles:
+def sort_roles(
+    upper: cp.Problem,
+    lower: Sequence[cp.Problem],
+    responds: Sequence[Sequence[cp.Variable]],
+    *,
+    matrices: bool = False,
+) -> Roles:
     """Who chooses what, or a DeclarationError that says why the declaration cannot be meant.
 
-    lower, responds: one problem and one list of variables for each follower.
+    lower, responds: one problem and one list of variables for each follower. matrices: symmetric and semidefinite variables are fine.
     """
     lists = [f"[{', '.join(str(v) for v in answers)}]" for answers in responds]
     names = f"bilevel(…, responds={lists[0] if len(lists) == 1 else '[' + ', '.join(lists) + ']'})"
@@ -86,7 +92,7 @@ def sort_roles(upper: cp.Problem, lower: Sequence[cp.Problem], responds: Sequenc
                 f"The upper problem mentions the price of its own constraint {own[v.id]}; only lower constraints have prices here."
             )
         who = "leader" if v.id not in owner else "follower"
-        _check_leaf(v, f"{who} variable '{v.name()}'")
+        _check_leaf(v, f"{who} variable '{v.name()}'", matrices=matrices)
         if v.attributes["boolean"] or v.attributes["integer"]:
             raise DeclarationError(
                 f"{who} variable '{v.name()}' is integer; the optimality conditions of the lower level need continuous variables at both "
@@ -103,7 +109,7 @@ def sort_single(problem: cp.Problem) -> Roles:
     if not variables:
         raise DeclarationError("argmin(problem): the problem has no variables, so there is nothing to choose.")
     for v in variables:
-        _check_leaf(v, f"variable '{v.name()}'")
+        _check_leaf(v, f"variable '{v.name()}'", matrices=True)
         if v.attributes["boolean"] or v.attributes["integer"]:
             raise DeclarationError(
                 f"variable '{v.name()}' is integer, and the solution of an integer program has no derivative. Relax it to bounds=[0, 1]."
@@ -148,17 +154,18 @@ def _priced(
     return found
 
 
-def _check_leaf(leaf: Any, what: str) -> None:
+def _check_leaf(leaf: Any, what: str, *, matrices: bool = False) -> None:
+    """Refuse what a leaf may not declare; matrices: symmetric and semidefinite variables are fine."""
     if leaf.is_complex():
         raise DeclarationError(f"{what} is complex; write its real and imaginary parts as two real ones.")
     if leaf.size == 0:
         raise DeclarationError(f"{what} has shape {leaf.shape}, with no entries; remove it.")
     kinds = (
-        ("symmetric", "diag", "PSD", "NSD", "hermitian", "imag", "sparsity")
+        ("symmetric", "PSD", "NSD", "diag", "hermitian", "imag", "sparsity")
         if isinstance(leaf, cp.Variable)
         else ("diag", "sparsity", "hermitian", "imag")
     )
-    for kind in kinds:
+    for kind in kinds[3:] if matrices else kinds:
         if leaf.attributes.get(kind):
             raise DeclarationError(
                 f"{what} has the attribute {kind}, which is not supported here; state it by constraints on a plain one."
@@ -168,6 +175,18 @@ def _check_leaf(leaf: Any, what: str) -> None:
 def declared_sign(leaf: Any) -> int:
     """The sign that a variable or parameter declares: +1, -1, or 0 for none."""
     return next((s for kind, s in SIGNS.items() if leaf.attributes.get(kind)), 0)
+
+
+def declared_shape(variables: Sequence[cp.Variable], plain: Mapping[int, cp.Variable]) -> list[cp.Constraint]:
+    """Symmetry and semidefiniteness declared on variables, as constraints on their plain copies."""
+    rows: list[cp.Constraint] = []
+    for v in variables:
+        copy, (psd, nsd) = plain[id(v)], (v.attributes["PSD"], v.attributes["NSD"])
+        if (psd or nsd or v.attributes["symmetric"]) and v.size > 1:
+            rows.append(cp.upper_tri(copy) == cp.upper_tri(copy.T))
+        if psd or nsd:
+            rows.append((copy if psd else -copy) >> 0)
+    return rows
 
 
 def declared_bounds(variables: Sequence[cp.Variable], plain: Mapping[int, cp.Variable]) -> list[cp.Constraint]:

@@ -11,7 +11,7 @@ import cvxpy as cp
 import numpy as np
 
 from bigrad.programs import expressions
-from bigrad.programs.roles import Roles, declared_bounds
+from bigrad.programs.roles import Roles, declared_bounds, declared_shape
 
 PRECISE = {"tol_gap_abs": 1e-10, "tol_gap_rel": 1e-10, "tol_feas": 1e-10}
 
@@ -54,7 +54,8 @@ class Source:
         others = (v for v in (*self.roles.leader, *self.roles.follower) if id(v) not in plain)
         swap = plain | {id(v): self.stand_in[v.id] for v in others}
         objective = sum(parts) if parts else cp.Constant(0.0)
-        rows = [c.tree_copy(swap) for c in _involving(lower.constraints, own)] + declared_bounds(own, plain)
+        rows = [c.tree_copy(swap) for c in _involving(lower.constraints, own)]
+        rows += declared_shape(own, plain) + declared_bounds(own, plain)
         return cp.Problem(cp.Minimize(objective.tree_copy(swap)), rows)
 
     def publish(self, values: Mapping[Any, np.ndarray | None]) -> None:

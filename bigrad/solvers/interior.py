@@ -1,148 +1,188 @@
-"""A batch of convex quadratic programs by a primal-dual interior-point method, all items in step, on any device.
+"""Interior: the interior-point method for convex cone programs, its answer polished and its every word checked.
 
-    min 1/2 z'Qz + c'z   subject to   Gz + s == g, s >= 0,   Ez == e
-
-Mehrotra, "On the implementation of a primal-dual interior point method", SIAM Journal on Optimization, 1992. In torch:
-one batched Cholesky factorisation an iteration, and nothing but a flag crosses to the host.
+Clarabel (Goulart and Chen, "Clarabel: An interior-point solver for conic programs with quadratic objectives", 2024)
+proposes; Newton's method on the optimality conditions takes its 1e-10 to rounding; the duality gap and the residuals
+then say what is proven, not the solver's status. An infeasible or unbounded program is called so only if the
+certificate that comes with the claim holds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
-from bigrad.affine import mv, namespace
-from bigrad.quadratic import Data, Sizes
+import numpy as np
+import scipy.sparse as sp
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from bigrad.parallel import thread_map
+from bigrad.program import Program
+from bigrad.programs.convex import Convex
+from bigrad.programs.newton import Conic
+from bigrad.solution import Outcome, Point, Status
+from bigrad.solvers.base import EXACT, PROVEN, AbstractSolver, batch_size
 
-RIDGE = 1e-12
-"""Added to the diagonal of the Newton matrix, in the units of the rescaled program."""
-BACK = 0.995
-"""How far to go towards the boundary."""
-
-
-class Interior(NamedTuple):
-    """Points (batch, n), multipliers of G and E, which items met the tolerance, and the iterations of all."""
-
-    z: Tensor
-    lam: Tensor
-    nu: Tensor
-    met: Tensor
-    iterations: int
+PRECISE = {"tol_gap_abs": 1e-10, "tol_gap_rel": 1e-10, "tol_feas": 1e-10}
+FEASIBLE = 1e-5
+"""A violation above this is no answer at all."""
+LOOSE = 1e-4
+"""Optimality conditions off by more than this say nothing."""
+CERTAIN = 1e-7
+"""A certificate's own residual, relative to the sizes of the numbers that cancel in it."""
 
 
-def interior(data: Data, sizes: Sizes, batch: int, iterations: int, tolerance: float) -> Interior:
-    """Solve the upper level alone; an item that meets the tolerance stands still while the others go on.
+class Found(NamedTuple):
+    """One item of an Outcome."""
 
-    tolerance: of all residuals and of the mean product of slack and multiplier, relative to 1 + the size of the data.
+    status: Status
+    w: np.ndarray | None = None
+    value: float = np.nan
+    bound: float = -np.inf
+    residual: float = np.nan
+    violation: float = np.nan
+    iterations: int = 0
+    degenerate: int = 0
+    singular: bool = False
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Interior(AbstractSolver):
+    """Solver for convex programs of one level with second-order, exponential, power and semidefinite cones: norms,
+    logarithms, eigenvalues and all else that CVXPY writes with them.
+
+    The optimum is global, proven by the duality gap. max_iterations: of one solve. time_limit: seconds for one item, or
+    None. A start does not help an interior-point method: `warm_start` is ignored.
     """
-    xp = namespace(data.Q)
 
-    def each(block: Tensor, rank: int) -> Tensor:
-        return xp.broadcast_to(block, (batch, *block.shape[block.ndim - rank :]))
+    max_iterations: int = 200
+    time_limit: float | None = None
 
-    Q, G, E = each(data.Q, 2), each(data.G, 2), each(data.E, 2)
-    c, g, e = each(data.c, 1), each(data.g, 1), each(data.e, 1)
-    rows = _units(G)
-    G, g = G / rows[..., None], g / rows
-    flat = _units(E)
-    E, e = E / flat[..., None], e / flat
-    size = 1 + top(c)
-    Q, c = Q / size[:, None, None], c / size[:, None]
-    scale = 1 + xp.maximum(top(g), top(e))
+    def accepts(self, program: Program) -> str | None:
+        """Refuses programs without the cone form."""
+        if isinstance(program.smooth, Convex):
+            return None
+        return "Interior() needs a convex program of one level that is not quadratic. Use Auto(), which finds a solver that fits."
 
-    z, nu = _newton(Q, G, E, xp.ones_like(g))(mv(G.mT, g) - c, e)
-    s, lam = _positive(g - mv(G, z)), _positive(mv(G, z) - g)
-    met, spent = size < 0, 0
-    while spent < iterations:
-        rz = mv(Q, z) + c + mv(G.mT, lam) + mv(E.mT, nu)
-        rs, re = mv(G, z) + s - g, mv(E, z) - e
-        mu = (s * lam).sum(-1) / max(sizes.upper, 1)
-        worst = xp.maximum(xp.maximum(top(rz), mu), xp.maximum(top(rs), top(re)))
-        met = met | (worst <= tolerance * scale)
-        if bool(met.all()):
-            break
-        towards = _Step(_newton(Q, G, E, lam / s), G, s, lam, (rz, rs, re))
-        _, _, ds, dlam = towards(s * lam)
-        far = towards.reach(ds, dlam)
-        after = ((s + far * ds) * (lam + far * dlam)).sum(-1) / max(sizes.upper, 1)
-        centre = xp.where(mu > 0, (after / mu) ** 3 * mu, 0.0)[:, None]
-        dz, dnu, ds, dlam = towards(s * lam + ds * dlam - centre)
-        move = xp.where(met[:, None], 0.0, BACK * towards.reach(ds, dlam))
-        spent += 1
-        z, nu, s, lam = z + move * dz, nu + move * dnu, s + move * ds, lam + move * dlam
-    return Interior(z, lam * size[:, None] / rows, nu * size[:, None] / flat, met, spent)
+    def choose(self, program: Program) -> tuple[AbstractSolver, str]:
+        """Itself."""
+        return self, "It is one convex cone program, so its optimum is global, proven by the duality gap."
+
+    def solve(
+        self, program: Program, theta: tuple[np.ndarray, ...], warm_start: Sequence[Point | None] | None = None
+    ) -> Outcome:
+        """Solve a batch; see AbstractSolver.solve."""
+        batch, form = batch_size(theta), program.smooth
+        invalid = program.invalid(theta, batch)
+
+        def part(items: np.ndarray) -> list[Found]:
+            return [self._item(form, tuple(t[i] if t.ndim > 1 else t for t in theta), invalid[i]) for i in items]
+
+        found = [f for fs in thread_map(part, batch, least=batch) for f in fs]
+        size, width = form.layout.x, form.layout.x + form.layout.multipliers
+        w = np.stack([np.full(width, np.nan) if f.w is None else f.w for f in found])
+        none = np.zeros(batch, int)
+        scalars = ("value", "bound", "residual", "violation", "iterations", "degenerate", "singular", "seconds")
+        arrays: dict[str, Any] = {k: np.array([getattr(f, k) for f in found]) for k in scalars}
+        return Outcome(
+            solver="Interior",
+            smooth=True,
+            status=np.array([f.status for f in found], dtype=object),
+            z=w[:, :size],
+            w=w,
+            free=np.ones(w.shape, bool),
+            tight=np.zeros((batch, 0), bool),
+            starts=none + 1,
+            biactive=none,
+            strongly_stationary=np.isfinite(w).all(-1),
+            **arrays,
+        )
+
+    def _item(self, form: Convex, theta: tuple[np.ndarray, ...], invalid: bool) -> Found:
+        begun = time.perf_counter()
+        if invalid:
+            return Found(Status.INVALID_INPUT)
+        program = form.at(theta)
+        if form.curved and _concave(program.P):
+            return Found(Status.INVALID_INPUT)
+        found = self._solved(program, PRECISE)
+        if found.status is Status.FAILED:
+            found = self._solved(program, {})
+        return found._replace(seconds=time.perf_counter() - begun)
+
+    def _solved(self, program: Conic, tolerances: dict[str, float]) -> Found:
+        answer = self._clarabel(program, tolerances)
+        word, u, lam = str(answer.status), np.array(answer.x), np.array(answer.z)
+        iterations = answer.iterations
+        if word.endswith("PrimalInfeasible"):
+            sure = _proves_infeasible(program, lam)
+            return Found(Status.INFEASIBLE_UPPER if sure else Status.NOT_FOUND, iterations=iterations)
+        if word.endswith("DualInfeasible"):
+            return Found(self._ray(program, u), iterations=iterations)
+        if not (np.isfinite(u).all() and np.isfinite(lam).all()):
+            return Found(Status.FAILED, iterations=iterations)
+        u, lam, singular = program.polish(u, lam)
+        residual, violation, gap = program.measure(u, lam)
+        value, bound = program.value(u), program.bound(u, lam)
+        if max(residual, violation, gap) <= PROVEN:
+            status = Status.GLOBAL
+        elif violation <= FEASIBLE and max(residual, gap) <= LOOSE:
+            status, bound = Status.INEXACT, -np.inf
+        else:
+            limits = {"MaxIterations": Status.ITERATION_LIMIT, "MaxTime": Status.TIME_LIMIT}
+            return Found(limits.get(word, Status.FAILED), iterations=iterations)
+        weak = program.cones.weak(program.b - program.A @ u - lam)
+        w = np.r_[u, lam]
+        return Found(status, w, value, bound, residual, violation, iterations, weak, singular)
+
+    def _clarabel(self, program: Conic, tolerances: dict[str, float]) -> Any:
+        import clarabel
+
+        settings = clarabel.DefaultSettings()
+        settings.verbose, settings.max_iter, settings.max_threads = False, self.max_iterations, 1
+        if self.time_limit is not None:
+            settings.time_limit = self.time_limit
+        for name, value in tolerances.items():
+            setattr(settings, name, value)
+        cones = program.cones
+        blocks = [
+            *([clarabel.ZeroConeT(cones.zero)] if cones.zero else []),
+            *([clarabel.NonnegativeConeT(cones.nonneg)] if cones.nonneg else []),
+            *(clarabel.SecondOrderConeT(n) for n in cones.soc),
+            *(clarabel.PSDTriangleConeT(n) for n in cones.psd),
+            *(clarabel.ExponentialConeT() for _ in range(cones.exponential)),
+            *(clarabel.PowerConeT(a) for a in cones.power),
+        ]
+        P, A = sp.csc_matrix(sp.triu(program.P)), sp.csc_matrix(program.A)
+        return clarabel.DefaultSolver(P, program.q, A, program.b, blocks, settings).solve()
+
+    def _ray(self, program: Conic, ray: np.ndarray) -> Status:
+        """Whether a direction proves that the program is unbounded: it must improve without limit, from a feasible point."""
+        fall = program.q @ ray
+        flat = abs(program.P @ ray).max(initial=0.0) <= CERTAIN * (abs(program.P) @ abs(ray)).max(initial=0.0)
+        s = -(program.A @ ray)
+        leaves = abs(s - program.cones.project(s)).max(initial=0.0)
+        stays = leaves <= CERTAIN * (abs(program.A) @ abs(ray)).max(initial=0.0)
+        if not (flat and stays and fall < -CERTAIN * (abs(program.q) @ abs(ray))):
+            return Status.NOT_FOUND
+        still = program._replace(P=0 * program.P, q=0 * program.q, d=0.0)
+        answer = self._clarabel(still, {})
+        if str(answer.status).endswith("PrimalInfeasible"):
+            sure = _proves_infeasible(program, np.array(answer.z))
+            return Status.INFEASIBLE_UPPER if sure else Status.NOT_FOUND
+        feasible = still.measure(np.array(answer.x), np.array(answer.z))[1] <= EXACT
+        return Status.UNBOUNDED_UPPER if feasible else Status.NOT_FOUND
 
 
-class _Step(NamedTuple):
-    """Newton directions at one point, whose residuals are given."""
-
-    solve: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-    G: Tensor
-    s: Tensor
-    lam: Tensor
-    residuals: tuple[Tensor, Tensor, Tensor]
-
-    def __call__(self, product: Tensor) -> tuple[Tensor, ...]:
-        """The direction (z, nu, s, lam) that lowers s lam by `product`, to first order."""
-        rz, rs, re = self.residuals
-        turn = (self.lam * rs - product) / self.s
-        dz, dnu = self.solve(-rz - mv(self.G.mT, turn), -re)
-        ds = -rs - mv(self.G, dz)
-        return dz, dnu, ds, -(product + self.lam * ds) / self.s
-
-    def reach(self, ds: Tensor, dlam: Tensor) -> Tensor:
-        """How far s and lam stay positive, at most 1, (batch, 1)."""
-        if not ds.shape[-1]:
-            return ds.new_ones(len(ds), 1)
-        ratio = (-ds / self.s).amax(-1).maximum((-dlam / self.lam).amax(-1))
-        return 1 / ratio.clamp(min=1.0)[:, None]
+def _proves_infeasible(program: Conic, lam: np.ndarray) -> bool:
+    """Whether multipliers prove that no point satisfies the constraints: lam in K*, A'lam == 0, b'lam < 0."""
+    size = abs(lam).max(initial=0.0)
+    inside = abs(program.cones.project(-lam)).max(initial=0.0) <= CERTAIN * size
+    balanced = abs(program.A.T @ lam).max(initial=0.0) <= CERTAIN * (abs(program.A.T) @ abs(lam)).max(initial=0.0)
+    return bool(inside and balanced and program.b @ lam < -CERTAIN * (abs(program.b) @ abs(lam)))
 
 
-def _positive(values: Tensor) -> Tensor:
-    """Shifted by one number an item so that all are at least one, where some are not positive."""
-    if not values.shape[-1]:
-        return values
-    least = values.amin(-1, keepdim=True)
-    return values + (1 - least) * (least <= 0)
-
-
-def _newton(Q: Tensor, G: Tensor, E: Tensor, weights: Tensor) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Solves [H E'; E 0] (z, nu) = (a, b), H = Q + G' diag(weights) G, both factors raised where they must."""
-    xp = namespace(Q)
-    root = _factor(Q + G.mT @ (weights[..., None] * G))
-    lifted = xp.linalg.solve_triangular(root, E.mT, upper=False)
-    gram = _factor(lifted.mT @ lifted)
-
-    def solve(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        start = xp.linalg.solve_triangular(root, a[..., None], upper=False)
-        nu = xp.cholesky_solve(lifted.mT @ start - b[..., None], gram)
-        z = xp.linalg.solve_triangular(root.mT, start - lifted @ nu, upper=True)
-        return z[..., 0], nu[..., 0]
-
-    return solve
-
-
-def _factor(matrix: Tensor) -> Tensor:
-    """Cholesky factors, with as little added to the diagonal as makes them exist."""
-    xp, eye = namespace(matrix), matrix.new_ones(matrix.shape[-1]).diag()
-    root, failed = xp.linalg.cholesky_ex(matrix + RIDGE * eye)
-    largest = top(matrix.diagonal(dim1=-2, dim2=-1))[:, None, None]
-    for more in (1e-14, 1e-11, 1e-8):
-        if not bool(failed.any()):
-            break
-        again, still = xp.linalg.cholesky_ex(matrix + (RIDGE + more * largest) * eye)
-        root, failed = xp.where((failed > 0)[:, None, None], again, root), xp.where(failed > 0, still, failed)
-    return root
-
-
-def _units(rows: Tensor) -> Tensor:
-    norm = abs(rows).amax(-1) if rows.shape[-1] else abs(rows).sum(-1)
-    return namespace(rows).where(norm > 0, norm, 1.0)
-
-
-def top(values: Tensor) -> Tensor:
-    """The largest size in each row."""
-    return abs(values).amax(-1) if values.shape[-1] else abs(values).sum(-1)
+def _concave(P: sp.csc_array) -> bool:
+    spectrum = np.linalg.eigvalsh(P.toarray()) if P.shape[0] else np.zeros(1)
+    return bool(spectrum[0] < -1e-8 * (1 + abs(spectrum).max()))

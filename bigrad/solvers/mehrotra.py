@@ -1,6 +1,6 @@
 """Mehrotra: one level, a batch of convex quadratic programs in torch, on the device where its data lie.
 
-The interior-point method of bigrad/solvers/interior.py says which rows are active, and one solve with the KKT matrix at
+The interior-point method of bigrad/solvers/primal_dual.py says which rows are active, and one solve with the KKT matrix at
 that active set, the one that the gradient uses, takes its answer to machine precision.
 """
 
@@ -21,8 +21,8 @@ from bigrad.solution import Outcome, Point, Status
 from bigrad.solvers.active import TOUCH
 from bigrad.solvers.active_set import SURE, ActiveSet
 from bigrad.solvers.base import AbstractSolver, batch_size
-from bigrad.solvers.interior import interior
-from bigrad.solvers.interior import top as _top
+from bigrad.solvers.primal_dual import interior
+from bigrad.solvers.primal_dual import top as _top
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -60,8 +60,12 @@ class Relaxation(AbstractSolver):
     seed: int = 0
 
     def accepts(self, program: Program) -> str | None:
-        """Every program declared in CVXPY is accepted."""
-        return None
+        """Refuses a convex program of one level that needs cones: Interior solves it to a proven optimum."""
+        if isinstance(program.smooth, Smooth):
+            return None
+        if program.saddle is not None:
+            return f"Relaxation() needs a lower level with linear constraints, but: {program.why_not_quadratic}. Use Saddle()."
+        return "Relaxation() needs smooth functions, but this convex program has one level and needs cones. Use Interior()."
 
     def choose(self, program: Program) -> tuple[AbstractSolver, str]:
         """Itself."""

@@ -1,0 +1,246 @@
+"""A convex-concave zero-sum bilevel program as one convex program, by conic duality of the follower.
+
+    min over x in X of  max over y in Y of  own(x) + gain(y) + pull(x)'y
+
+The follower's problem is a cone program in u (its y among them), min 1/2 u'Pu + q'u + d - pull(x)'y with b - Au in K; its
+dual is a minimum as well, and joins the leader's:
+
+    min over x, omega, lam of  own(x) + 1/2 omega'P omega + b'lam - d
+    subject to  P omega + q + A'lam == pull(x) at y's places,   lam in K*,   x in X.
+
+The multiplier of that equality is -u, so it holds the follower's answer, and one gap proves the optimality of both
+players: (x, y) is a saddle point. Juditsky and Nemirovski, "On well-structured convex-concave saddle point problems and
+variational inequalities with monotone operators", 2022; Schiele, Luxenberg and Boyd, "Disciplined saddle programming",
+2024.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import cvxpy as cp
+import numpy as np
+import scipy.sparse as sp
+
+from bigrad.program import Program, Solver, Unknown
+from bigrad.programs import cvxpy as levels
+from bigrad.programs import single
+from bigrad.programs.convex import Block, Convex
+from bigrad.programs.expressions import terms
+from bigrad.programs.payoff import NO_SUM, NoGameError, Payoff, split
+from bigrad.programs.projection import Cones, svec_matrix
+from bigrad.programs.roles import Roles, sort_roles
+from bigrad.programs.single import Single
+from bigrad.programs.source import Source
+from bigrad.solution import DeclarationError
+
+
+@dataclass(frozen=True, eq=False)
+class Game:
+    """The one convex program of a saddle program, and the players' sets as programs of their own, for a diagnosis.
+
+    program: its unknowns are those of the bilevel program, in the same order.
+    """
+
+    program: Program
+    leader: Program
+    follower: Program
+
+
+def declare(
+    upper: cp.Problem, lower: Sequence[cp.Problem], responds: Sequence[Sequence[cp.Variable]], default: Solver
+) -> Program:
+    """The Program of CVXPY problems, with the form of a game where it has one; `bigrad.bilevel` documents the rest."""
+    rebuild = (
+        _reload,
+        (
+            (upper.objective, upper.constraints),
+            [(problem.objective, problem.constraints) for problem in lower],
+            [list(answers) for answers in responds],
+            default,
+        ),
+    )
+    if len(lower) > 1:
+        program = levels.declare(upper, lower, responds, default)
+        return replace(program, why_not_saddle="it has several followers", rebuild=rebuild)
+    roles = sort_roles(upper, lower, responds, matrices=True)
+    game, reason = None, ""
+    try:
+        game = _game(upper, lower[0], roles, default)
+    except (NoGameError, DeclarationError) as why:
+        reason = str(why)
+    try:
+        program = levels.declare(upper, lower, responds, default)
+    except DeclarationError as refusal:
+        if game is None and reason.startswith(NO_SUM):
+            raise
+        if game is None:
+            raise DeclarationError(f"{refusal} As a zero-sum game it cannot be solved either: {reason}.") from None
+        program = replace(
+            game.program,
+            sign=1.0 if isinstance(upper.objective, cp.Minimize) else -1.0,
+            quadratic=None,
+            smooth=None,
+            why_not_quadratic=str(refusal).split(":")[0].rstrip("."),
+            source=Source(upper, lower, roles),
+            duals=(),
+        )
+    return replace(program, saddle=game, why_not_saddle=reason, rebuild=rebuild)
+
+
+def _reload(above: tuple[Any, Any], below: list[tuple[Any, Any]], responds: list[Any], default: Solver) -> Program:
+    upper, *lower = (cp.Problem(*pair) for pair in (above, *below))
+    levels.renumber(upper, *lower)
+    return declare(upper, lower, responds, default)
+
+
+def _game(upper: cp.Problem, lower: cp.Problem, roles: Roles, default: Solver) -> Game:
+    ours = {v.id for v in roles.follower}
+    F, G = (
+        p.objective.expr if isinstance(p.objective, sense) else -p.objective.expr
+        for p, sense in ((upper, cp.Minimize), (lower, cp.Maximize))
+    )
+    payoff = split(F, G, roles.follower)
+    above, below = list(payoff.above), list(payoff.below)
+    for name, problem in (("upper", upper), ("lower", lower)):
+        for c in problem.constraints:
+            answers = [v.id in ours for v in c.variables()]
+            if any(answers) and (name == "upper" or not all(answers)):
+                raise NoGameError(f"the {name} constraint {c} couples the players")
+            (below if any(answers) else above).append(c)
+    answer = cp.Problem(cp.Maximize(sum(payoff.gain) if payoff.gain else _nothing(roles.follower)), below)
+    missing = [v for v in payoff.follower if v.id not in {u.id for u in answer.variables()}]
+    if missing:
+        answer = cp.Problem(cp.Maximize(answer.objective.expr + _nothing(missing)), below)
+    if not answer.is_dpp(quad_form_dpp="qp"):
+        raise NoGameError("the follower's problem is not concave and affine in the parameters by CVXPY's rules")
+    problem, balance, lam, form = _dualised(answer, payoff, above, roles)
+    if not problem.is_dpp(quad_form_dpp="qp"):
+        raise NoGameError("the leader's problem is not convex and affine in the parameters by CVXPY's rules")
+    one = single.declare(problem, default, roles.parameters)
+    place = {u.handle.id: u.place for u in one.outputs}
+    width = one.quadratic.sizes.blocks[-1].stop if one.quadratic else sum(one.smooth.layout)
+    u = -_rows(place[balance.dual_variables[0].id], width)
+    multipliers = sp.csr_array((0, width)) if lam is None else _rows(place[lam.id], width)
+    w = sp.vstack([u, multipliers], format="csr")
+    unknowns = [
+        *(Unknown(v, v.name(), v.shape, True, place[v.id]) for v in roles.leader),
+        *(Unknown(v, v.name(), v.shape, False, sp.csr_array(form.read[v.id] @ w)) for v in roles.follower),
+    ]
+    prices = [
+        Unknown(d, f"dual variable {d.name()}", d.shape, False, sp.csr_array(form.read[d.id] @ w))
+        for c in below[len(payoff.below) :]
+        for d in c.dual_variables
+    ]
+    one = replace(
+        one, unknowns=tuple(unknowns), duals=tuple(prices), source=_Leader(upper, above[len(payoff.above) :], roles)
+    )
+    sets = [
+        single.declare(cp.Problem(cp.Minimize(_nothing(variables)), rows), default, roles.parameters)
+        for variables, rows in ((roles.leader, above), (payoff.follower, below))
+    ]
+    return Game(one, *sets)
+
+
+def _dualised(
+    answer: cp.Problem, payoff: Payoff, above: list[cp.Constraint], roles: Roles
+) -> tuple[cp.Problem, cp.Constraint, cp.Variable | None, Convex]:
+    """The one convex problem, its equality that holds the follower's answer, the follower's multipliers, and its form."""
+    form = Convex.of(answer, roles.parameters)
+    n, m = form.layout.x, form.layout.multipliers
+    e = cp.hstack([*(cp.vec(p, order="F") for p in roles.parameters), np.ones(1)])
+    linear = _vector(form.q, e)
+    balance = linear[:n]
+    for v in payoff.follower:
+        for slopes in payoff.pull.get(v.id, ()):
+            balance = balance - form.read[v.id][:, :n].T @ slopes
+    goal = sum(payoff.own) - linear[n] + _nothing(roles.leader)
+    rows, lam = list(above), None
+    curved = np.unique(form.P.rows)
+    if len(curved):
+        omega = cp.Variable(len(curved), name="omega")
+        P = _matrix(form.P, e)
+        goal = goal + cp.quad_form(omega, cp.psd_wrap(P[curved][:, curved])) / 2
+        balance = balance + P[:, curved] @ omega
+    if m:
+        lam = cp.Variable(m, name="lam")
+        goal = goal + _vector(form.b, e) @ lam
+        balance = balance + _matrix(form.A, e).T @ lam
+        rows += _dual_cone(form.cones, lam)
+    equality = balance == 0
+    return cp.Problem(cp.Minimize(goal), [*rows, equality]), equality, lam, form
+
+
+def _dual_cone(cones: Cones, lam: cp.Variable) -> list[cp.Constraint]:
+    """lam in the dual cone, as CVXPY constraints."""
+    rows: list[cp.Constraint] = []
+    if cones.nonneg:
+        rows.append(lam[cones.zero : cones.zero + cones.nonneg] >= 0)
+    at = cones.zero + cones.nonneg
+    for size in cones.soc:
+        rows.append(cp.SOC(lam[at], lam[at + 1 : at + size]))
+        at += size
+    for order in cones.psd:
+        size = order * (order + 1) // 2
+        rows.append(cp.reshape(svec_matrix(order) @ lam[at : at + size], (order, order), order="F") >> 0)
+        at += size
+    if cones.exponential:
+        u, v, w = (lam[at + k : at + 3 * cones.exponential : 3] for k in range(3))
+        rows.append(cp.ExpCone(-v, -u, np.e * w))
+        at += 3 * cones.exponential
+    if cones.power:
+        a = np.array(cones.power)
+        u, v, w = (lam[at + k : at + 3 * len(a) : 3] for k in range(3))
+        rows.append(cp.PowCone3D(cp.multiply(1 / a, u), cp.multiply(1 / (1 - a), v), w, a))
+    return rows
+
+
+def _matrix(block: Block, e: cp.Expression) -> Any:
+    """A block of the follower's data, constant or as an expression in the parameters."""
+    fixed = sp.csc_array((block.weights[:, [-1]].toarray().ravel(), (block.rows, block.columns)), shape=block.shape)
+    if block.weights[:, :-1].nnz == 0:
+        return fixed
+    flat = block.columns * block.shape[0] + block.rows
+    scatter = sp.csc_array((np.ones(len(flat)), (flat, np.arange(len(flat)))), shape=(np.prod(block.shape), len(flat)))
+    return cp.reshape(sp.csc_array(scatter @ block.weights) @ e, block.shape, order="F")
+
+
+def _vector(block: Block, e: cp.Expression) -> Any:
+    found = _matrix(block, e)
+    return found.toarray().ravel() if sp.issparse(found) else cp.vec(found, order="F")
+
+
+def _nothing(variables: Sequence[cp.Variable]) -> cp.Expression:
+    """Zero, as an expression that has these variables."""
+    return 0.0 * sum(cp.sum(v) for v in variables)
+
+
+def _rows(place: slice | sp.csr_array, width: int) -> sp.csr_array:
+    if not isinstance(place, slice):
+        return place
+    size = place.stop - place.start
+    return sp.csr_array((np.ones(size), (np.arange(size), np.arange(place.start, place.stop))), shape=(size, width))
+
+
+class _Leader(Single):
+    """The leader's side of a game: re-solved with the follower's answer fixed."""
+
+    def __init__(self, upper: cp.Problem, rows: list[cp.Constraint], roles: Roles):
+        self.upper, self.rows, self.roles, self.turn = upper, rows, roles, threading.RLock()
+
+    def follower_gap(self, inputs: Mapping[Any, np.ndarray], values: Mapping[Any, np.ndarray]) -> float:
+        """The upper objective minus its minimum over the leader's decisions, for the same answer; inf if there is none."""
+        held = {}
+        for v in self.roles.follower:
+            held[id(v)] = cp.Parameter(v.shape, nonneg=v.is_nonneg(), nonpos=v.is_nonpos() and not v.is_nonneg())
+            held[id(v)].value = held[id(v)].project(values[v])
+        sign = 1.0 if isinstance(self.upper.objective, cp.Minimize) else -1.0
+        theirs = {v.id for v in self.roles.leader}
+        own = [t for t in terms(sign * self.upper.objective.expr) if any(v.id in theirs for v in t.variables())]
+        goal = sum(own).tree_copy(held) if own else _nothing(self.roles.leader)
+        self.problem = cp.Problem(cp.Minimize(goal), self.rows)
+        with self.turn:
+            return super().follower_gap(inputs, values)

@@ -1,0 +1,77 @@
+"""Saddle: convex-concave zero-sum games, as one convex program (bigrad/programs/saddle.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from bigrad.affine import flatten
+from bigrad.program import Program
+from bigrad.solution import Outcome, Point, Status
+from bigrad.solvers.base import AbstractSolver
+
+
+@dataclass(frozen=True)
+class Saddle(AbstractSolver):
+    """Solver for programs in which the leader minimises what the follower maximises: robust optimisation, adversarial
+    training, matrix games.
+
+    The follower is replaced by its conic dual, and the whole is one convex program, solved to a proven global optimum
+    together with the follower's answer: a saddle point, each player's decision the best against the other's. Where
+    several answers are best, y is one with which the leader cannot do better elsewhere, as no optimistic choice need be.
+    `verify=True` re-solves both players: `stats.follower_gap` and `stats.leader_gap`. A start does not help: `warm_start`
+    is ignored.
+    """
+
+    def accepts(self, program: Program) -> str | None:
+        """Refuses programs that are not recognised as convex-concave zero-sum games."""
+        if program.saddle is None:
+            return f"Saddle() needs a convex-concave zero-sum program, but {program.why_not_saddle}. Use Auto()."
+        return None
+
+    def choose(self, program: Program) -> tuple[AbstractSolver, str]:
+        """Itself."""
+        inner = program.saddle.program
+        solver, _ = inner.default.choose(inner)
+        return self, (
+            "The leader minimises what the follower maximises, convex and concave, so by duality it is one convex program "
+            f"with a proven optimum; solved by {solver}."
+        )
+
+    def solve(
+        self, program: Program, theta: tuple[np.ndarray, ...], warm_start: Sequence[Point | None] | None = None
+    ) -> Outcome:
+        """Solve a batch; see AbstractSolver.solve."""
+        game = program.saddle
+        outcome = game.program.default.solve(game.program, theta)
+        status = outcome.status.copy()
+        failed = np.flatnonzero([s in (Status.INFEASIBLE_UPPER, Status.UNBOUNDED_UPPER) for s in status])
+        if len(failed):
+            part = tuple(t[failed] if t.ndim > 1 else t for t in theta)
+            sets = (p.default.solve(p, part).status for p in (game.leader, game.follower))
+            for i, leader, follower in zip(failed, *sets, strict=False):
+                status[i] = _cause(status[i], leader, follower)
+        form = program.quadratic.sizes if program.quadratic else program.smooth.layout if program.smooth else None
+        total = sum(int(np.prod(u.shape)) for u in program.unknowns)
+        z = np.zeros((len(status), form.x + form.y if form else total))
+        at = 0
+        for u, v in zip(program.unknowns, game.program.unknowns, strict=True):
+            value = flatten(v.read(outcome.w), len(v.shape))
+            place = u.place if form and isinstance(u.place, slice) else slice(at, at + value.shape[1])
+            z[:, place] = value
+            at += value.shape[1]
+        tight = np.zeros((len(z), form.pairs if form else 0), bool)
+        return replace(outcome, solver="Saddle", status=status, z=z, tight=tight, form=game.program)
+
+
+def _cause(found: Status, leader: Status, follower: Status) -> Status:
+    """What the failure of the one program says of the two: its unknowns are the leader's decision and the follower's
+    multipliers, which no follower without a bound has, and which improve without limit where no answer is feasible.
+    """
+    if found is Status.INFEASIBLE_UPPER and not leader.ok:
+        return leader
+    if not follower.ok:
+        return Status.INFEASIBLE_LOWER if follower is Status.INFEASIBLE_UPPER else follower
+    return Status.UNBOUNDED_LOWER if found is Status.INFEASIBLE_UPPER else found
