@@ -14,10 +14,10 @@ import cvxpy as cp
 import numpy as np
 import scipy.sparse as sp
 from cvxpy.reductions.dcp2cone.cone_matrix_stuffing import ConeMatrixStuffing, ParamConeProg
-from cvxpy.reductions.dcp2cone.dcp2cone import Dcp2Cone
 from cvxpy.utilities import scopes
 
 from bigrad.affine import Affine
+from bigrad.programs.conic import exact_cones, three_dimensional
 
 LINEAR_CONES = (cp.constraints.zero.Zero, cp.constraints.nonpos.NonNeg)
 
@@ -51,12 +51,12 @@ def cones_beyond_linear(program: ParamConeProg) -> list[str]:
 def stuff(objective: cp.Expression, constraints: Sequence[cp.Constraint]) -> ParamConeProg:
     """CVXPY's own parametrised cone program for `minimize objective`, quadratic terms kept, curvature taken on trust."""
     with scopes.quad_form_dpp_scope():
-        reduction = Dcp2Cone(quad_obj=True)
+        reduction = exact_cones()
         goal, rows = reduction.canonicalize_tree(cp.Minimize(objective), True)
         for constraint in constraints:
             row, extra = reduction.canonicalize_tree(constraint, False)
             rows += [*extra, row]
-        return ConeMatrixStuffing(quad_obj=True).apply(cp.Problem(goal, rows))[0]
+        return ConeMatrixStuffing(quad_obj=True).apply(cp.Problem(goal, three_dimensional(rows)))[0]
 
 
 def level(program: ParamConeProg, variables: Sequence[cp.Variable], inputs: Sequence[cp.Parameter]) -> Level:

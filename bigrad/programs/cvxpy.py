@@ -7,12 +7,13 @@ from typing import Any
 
 import cvxpy as cp
 from cvxpy.lin_ops import lin_utils
+from cvxpy.reductions.dcp2cone.cone_matrix_stuffing import ParamConeProg
 
 from bigrad.program import Input, Program, Solver, Unknown
 from bigrad.programs import canonical, expressions
 from bigrad.programs.assemble import assemble
-from bigrad.programs.canonical import Level
 from bigrad.programs.checks import check_lower, check_upper
+from bigrad.programs.conic import unsupported
 from bigrad.programs.roles import Roles, declared_bounds, declared_sign, sort_roles
 from bigrad.programs.smooth import Smooth
 from bigrad.programs.source import Source
@@ -35,20 +36,17 @@ def declare(upper: cp.Problem, lower: cp.Problem, responds: Sequence[cp.Variable
     below = source.below
     check_lower(below, {p.id: v for v, p in zip(roles.leader, stand_in.values(), strict=True)})
     pseudo = list(stand_in.values())
-    inputs = [*roles.parameters, *pseudo]
     cone = canonical.stuff(below.objective.expr, below.constraints)
-    if beyond := canonical.cones_beyond_linear(cone):
+    if beyond := unsupported(cone):
         raise DeclarationError(
-            f"The lower problem needs the cones {', '.join(beyond)}; a lower level must reduce to linear equalities and "
-            "inequalities with a convex quadratic objective. Quadratic constraints, norms other than 1 and inf, exponentials and "
-            "semidefinite constraints of the follower have no exact road here yet."
+            f"The lower problem needs the cones {', '.join(beyond)}, which have no exact road here yet. A lower level may use equalities, "
+            "inequalities, second-order, exponential and three-dimensional power cones, with a convex quadratic objective."
         )
-    level = canonical.level(cone, [source.plain[v.id] for v in roles.follower], inputs)
 
     sign = 1.0 if isinstance(upper.objective, cp.Minimize) else -1.0
     objective = (upper.objective.expr if sign > 0 else -upper.objective.expr).tree_copy(plain)
     above = [c.tree_copy(plain) for c in (*upper.constraints, *shared)] + declared_bounds(roles.leader, plain)
-    maps, convex, reason = _quadratic(objective, above, level, roles, source)
+    maps, convex, reason = _quadratic(objective, above, cone, roles, source)
     smooth = Smooth(
         objective=objective,
         constraints=tuple(above),
@@ -88,11 +86,18 @@ def _reload(
 
 
 def _quadratic(
-    objective: cp.Expression, above: list[cp.Constraint], level: Level, roles: Roles, source: Source
+    objective: cp.Expression, above: list[cp.Constraint], below: ParamConeProg, roles: Roles, source: Source
 ) -> tuple[Maps | None, bool, str]:
-    """The Maps of the bilevel quadratic program, whether its upper level is convex, and, if there are none, why."""
+    """The Maps of the bilevel quadratic program, whether its upper level is convex, and, if there are none, why.
+
+    below: the lower level's cone program.
+    """
+    if beyond := canonical.cones_beyond_linear(below):
+        return None, False, f"the lower level needs the cones {', '.join(beyond)}"
     first = len(roles.parameters)
     stand_ins = list(range(first, first + len(roles.leader)))
+    inputs = [*roles.parameters, *source.stand_in.values()]
+    level = canonical.level(below, [source.plain[v.id] for v in roles.follower], inputs)
     for block in (level.P, level.T, level.A):
         if any(k in block.terms for k in stand_ins):
             return None, False, "an upper variable multiplies lower variables in the lower constraints or in a square"

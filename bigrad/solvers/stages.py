@@ -16,6 +16,7 @@ import numpy as np
 from bigrad.programs.bilinear import Pattern
 from bigrad.programs.system import Follower
 from bigrad.quadratic import Data, Sizes, kkt
+from bigrad.solvers.conic import conic_answer
 from bigrad.solvers.convex import EQUALITY, INFINITY, UNBOUNDED, if_unbounded, quadratic_program
 from bigrad.solvers.uno import STALLED, Nlp, Optimum, minimise
 
@@ -318,6 +319,8 @@ def answer(system: System, v: np.ndarray) -> np.ndarray | None:
     """v with the follower's variables and multipliers put to its answer to the leader's part; None if it has none."""
     layout = system.layout
     below = system.follower(v[: layout.x])
+    if below.blocks is not None and below.blocks.cones:
+        return conic_answer(below, layout, v)
     _, _, lam, nu, *_ = layout.blocks
     n, pairs, equalities = len(below.q), layout.pairs, layout.equalities
     free = np.full(n, INFINITY)

@@ -1,0 +1,152 @@
+"""Second-order, exponential and power cones as perspectives, with all the derivatives that exact optimality conditions
+need.
+
+Each of these cones is, in coordinates fit for the place (a chart), the epigraph of the perspective of a convex h:
+
+    phi(p) = line'p - b h(a / b) >= 0,  b > 0,   (a, b) some of the coordinates p, h summed over the entries of a.
+
+Its boundary is smooth but for the apex, so there a point p of the cone and a q of the dual cone with p'q = 0 are those
+with q = mu grad phi(p) for a mu >= 0 with mu phi(p) = 0. The other way round, the dual cone is the image of the cone
+under a linear map (`lift`), and p = mu grad phi*(q), mu phi*(q) = 0. The first form holds everywhere but at p = 0, the
+second everywhere but at q = 0. Boyd and Vandenberghe, "Convex Optimization", 2004, sections 2.2, 2.6 and 3.2.6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+
+TINY = 1e-12
+"""Where a power's higher derivative has a pole at zero, arguments nearer than this count as this far."""
+
+Curve = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]
+
+
+@dataclass(frozen=True, eq=False)
+class Chart:
+    """The function phi(p) = line'p - b h(a / b) with a = p[over], b = p[under]; h and its three derivatives by `curve`."""
+
+    line: np.ndarray
+    over: np.ndarray
+    under: int
+    curve: Curve
+
+
+class Jet(NamedTuple):
+    """Values, gradients and Hessians of a phi at several points, and the Hessians' derivatives along directions."""
+
+    value: np.ndarray
+    gradient: np.ndarray
+    hessian: np.ndarray
+    third: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Cone:
+    """A cone of some size.
+
+    lift: the linear map of the dual cone onto the cone; inner: a point inside; charts: of its boundary, each valid where
+    its b is positive; fit: which of them suits a point best; alpha: of a power cone.
+    """
+
+    name: str
+    size: int
+    lift: np.ndarray
+    inner: np.ndarray
+    charts: tuple[Chart, ...]
+    fit: Callable[[np.ndarray], int] = lambda p: 0
+    alpha: float = np.nan
+
+
+def jet(chart: Chart, p: np.ndarray, along: np.ndarray) -> Jet:
+    """phi and its derivatives at points p (k, size), along directions (k, size); not finite where phi is not defined."""
+    over, under = chart.over, chart.under
+    with np.errstate(all="ignore"):
+        b = np.where(p[:, under] > 0, p[:, under], np.nan)[:, None]
+        r = p[:, over] / b
+        h, h1, h2, h3 = chart.curve(r)
+        slope = np.zeros((len(p), len(over), p.shape[1]))
+        slope[:, np.arange(len(over)), over] = 1.0
+        slope[:, :, under] -= r
+        turn = np.einsum("kij,kj->ki", slope, along) / b
+        gradient = chart.line - np.einsum("kij,ki->kj", slope, h1)
+        gradient[:, under] -= h.sum(1)
+        bent = slope.mT * (h2 / b)[:, None, :]
+        mixed = np.zeros((len(p), p.shape[1], p.shape[1]))
+        mixed[:, under] = np.einsum("ki,kij->kj", turn * h2 / b, slope)
+        third = (slope.mT * ((h3 * turn - h2 * along[:, [under]] / b) / b)[:, None, :]) @ slope - mixed - mixed.mT
+        return Jet(p @ chart.line - b[:, 0] * h.sum(1), gradient, -bent @ slope, -third)
+
+
+def holds(cone: Cone, p: np.ndarray) -> bool:
+    """Whether p is in the cone, its edges included."""
+    if cone.name == "SOC":
+        return bool(p[0] >= np.linalg.norm(p[1:]))
+    x, y, z = p
+    if cone.name == "ExpCone":
+        return bool(z >= y * np.exp(x / y)) if y > 0 else bool(y == 0 and x <= 0 and z >= 0)
+    return bool(min(x, y) >= 0 and x**cone.alpha * y ** (1 - cone.alpha) >= abs(z))
+
+
+@cache
+def second_order(size: int) -> Cone:
+    """t >= |u| for p = (t, u), as t >= |u|^2 / t."""
+    head = np.eye(size)[0]
+    return Cone("SOC", size, np.eye(size), head, (Chart(head, np.arange(1, size), 0, _square),))
+
+
+@cache
+def exponential() -> Cone:
+    """z >= y exp(x / y), y > 0 for p = (x, y, z); also as -x >= y (-log)(z / y), better scaled for large x / y."""
+    lift = np.array([[1.0, -1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+    charts = (
+        Chart(np.array([0.0, 0.0, 1.0]), np.array([0]), 1, _exp),
+        Chart(np.array([-1.0, 0.0, 0.0]), np.array([2]), 1, _minus_log),
+    )
+    return Cone("ExpCone", 3, lift, np.array([-1.0, 1.0, 1.0]), charts, _first_larger)
+
+
+@cache
+def power(alpha: float) -> Cone:
+    """x^alpha y^(1 - alpha) >= |z| for p = (x, y, z), as x >= y |z / y|^(1 / alpha) or the same with x and y exchanged."""
+    one = np.eye(3)
+    charts = (
+        Chart(one[0], np.array([2]), 1, _power(1 / alpha)),
+        Chart(one[1], np.array([2]), 0, _power(1 / (1 - alpha))),
+    )
+    lift, inner = np.diag([1 / alpha, 1 / (1 - alpha), 1.0]), np.array([1.0, 1.0, 0.0])
+    return Cone("PowCone3D", 3, lift, inner, charts, _first_larger, alpha)
+
+
+def _first_larger(p: np.ndarray) -> int:
+    return int(p[0] > p[1])
+
+
+def _square(r: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    return r * r, 2 * r, np.full(r.shape, 2.0), np.zeros(r.shape)
+
+
+def _exp(r: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    e = np.exp(r)
+    return e, e, e, e
+
+
+def _minus_log(r: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    return -np.log(r), -1 / r, 1 / r**2, -2 / r**3
+
+
+def _power(p: float) -> Curve:
+    def curve(r: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        size, sign = np.maximum(abs(r), TINY), np.sign(r)
+        return (
+            abs(r) ** p,
+            p * abs(r) ** (p - 1) * sign,
+            p * (p - 1) * size ** (p - 2),
+            p * (p - 1) * (p - 2) * size ** (p - 3) * sign,
+        )
+
+    return curve
