@@ -17,20 +17,23 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bigrad.programs.cones import Cone, jet
+from bigrad.programs.cones import Chart, Cone, first, second
 
 EDGE = 1e-6
 """A p this much smaller than its q is the apex of the cone, where another chart must take over."""
 
 
 class _Group(NamedTuple):
-    """Blocks of one size in one chart: which, phi's chart and linear map, and whether p is lam."""
+    """Blocks of one size in one chart: which, their coordinates (k, size), phi, its linear map, the places of p, q, mu."""
 
     members: np.ndarray
-    cone: Cone
-    number: int
+    at: np.ndarray
+    chart: Chart
     into: np.ndarray
     dual: bool
+    p: np.ndarray
+    q: np.ndarray
+    mu: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,17 +71,15 @@ class Blocks:
             found: dict[tuple[int, int], list[int]] = {}
             for k, (cone, number) in enumerate(zip(self.cones, numbers, strict=True)):
                 found.setdefault((id(cone), int(number)), []).append(k)
-            groups = []
-            for (_, number), members in found.items():
-                cone, dual = self.cones[members[0]], number % 2 == 1
-                into = cone.lift if dual else np.eye(cone.size)
-                groups.append(_Group(np.array(members), cone, number, into, dual))
-            self._cache[key] = groups
+            self._cache[key] = [self._group(np.array(k), number) for (_, number), k in found.items()]
         return self._cache[key]
 
-    def _at(self, group: _Group) -> np.ndarray:
-        """Coordinates (among s, lam, coupling) of a group's blocks, (members, size)."""
-        return self.starts[group.members][:, None] + np.arange(group.cone.size)
+    def _group(self, members: np.ndarray, number: int) -> _Group:
+        cone, dual = self.cones[members[0]], number % 2 == 1
+        at = self.starts[members][:, None] + np.arange(cone.size)
+        into = cone.lift if dual else np.eye(cone.size)
+        p, q = (self.lam[at], self.s[at]) if dual else (self.s[at], self.lam[at])
+        return _Group(members, at, cone.charts[number // 2], into, dual, p, q, self.mu[members])
 
     @cached_property
     def rows_at(self) -> np.ndarray:
@@ -89,12 +90,10 @@ class Blocks:
         """Coupling, pinned, minus slack, minus domain, at `rows_at`."""
         coupling, phi, b = np.zeros(len(self.s)), np.zeros(len(self.cones)), np.zeros(len(self.cones))
         for g in self._groups(v):
-            at = self._at(g)
-            p, q = (v[self.lam[at]], v[self.s[at]]) if g.dual else (v[self.s[at]], v[self.lam[at]])
-            chart, p = g.cone.charts[g.number // 2], p @ g.into.T
-            found = jet(chart, p, np.zeros_like(p))
-            coupling[at] = q - v[self.mu[g.members]][:, None] * (found.gradient @ g.into)
-            phi[g.members], b[g.members] = found.value, p[:, chart.under]
+            p = v[g.p] @ g.into.T
+            phi[g.members], gradient = first(g.chart, p)
+            coupling[g.at] = v[g.q] - v[g.mu][:, None] * (gradient @ g.into)
+            b[g.members] = p[:, g.chart.under]
         number = v[self.chart]
         return np.concatenate([coupling, number - np.rint(number), -phi, -b])
 
@@ -122,17 +121,16 @@ class Blocks:
         starts = self._segments[0]
         entries = np.zeros(starts[-1])
         for g in self._groups(v):
-            at, k, d = self._at(g), len(g.members), g.cone.size
-            p, own, other = (self.lam, slice(d, 2 * d), slice(0, d)) if g.dual else (self.s, slice(0, d), slice(d, 2 * d))
-            point = v[p[at]] @ g.into.T
-            chart = g.cone.charts[g.number // 2]
-            found = jet(chart, point, np.zeros_like(point))
-            gradient = found.gradient @ g.into
+            k, d = g.at.shape
+            own, other = (slice(d, 2 * d), slice(0, d)) if g.dual else (slice(0, d), slice(d, 2 * d))
+            p = v[g.p] @ g.into.T
+            _, gradient = first(g.chart, p)
+            hessian, _ = second(g.chart, p, np.zeros_like(p))
             coupling, slack, domain = np.zeros((k, d, 2 * d + 1)), np.zeros((k, 2 * d)), np.zeros((k, 2 * d))
-            mu = v[self.mu[g.members]][:, None, None]
-            coupling[:, :, own], coupling[:, :, other] = -mu * (g.into.T @ found.hessian @ g.into), np.eye(d)
-            coupling[:, :, -1] = slack[:, own] = -gradient
-            domain[:, own] = -g.into[chart.under]
+            coupling[:, :, own] = -v[g.mu][:, None, None] * (g.into.T @ hessian @ g.into)
+            coupling[:, :, other] = np.eye(d)
+            coupling[:, :, -1] = slack[:, own] = -(gradient @ g.into)
+            domain[:, own] = -g.into[g.chart.under]
             whole = np.concatenate([coupling.reshape(k, -1), slack, domain, np.ones((k, 1))], 1)
             entries[starts[g.members][:, None] + np.arange(whole.shape[1])] = whole
         return entries
@@ -154,14 +152,12 @@ class Blocks:
         starts = self._segments[1]
         entries = np.zeros(starts[-1])
         for g in self._groups(v):
-            at, k, d = self._at(g), len(g.members), g.cone.size
-            point = v[(self.lam if g.dual else self.s)[at]] @ g.into.T
-            weight = m[self.coupling[at]]
-            found = jet(g.cone.charts[g.number // 2], point, weight @ g.into.T)
-            mu, kappa = v[self.mu[g.members]][:, None, None], m[self.slack[g.members]][:, None, None]
-            curved = -(g.into.T @ (mu * found.third + kappa * found.hessian) @ g.into)
+            d, weight = g.at.shape[1], m[self.coupling[g.at]]
+            hessian, third = second(g.chart, v[g.p] @ g.into.T, weight @ g.into.T)
+            mu, kappa = v[g.mu][:, None, None], m[self.slack[g.members]][:, None, None]
+            curved = -(g.into.T @ (mu * third + kappa * hessian) @ g.into)
             i, j = np.tril_indices(d)
-            half, skew = curved[:, i, j], -np.einsum("kij,kj->ki", g.into.T @ found.hessian @ g.into, weight)
+            half, skew = curved[:, i, j], -((g.into.T @ hessian @ g.into) @ weight[:, :, None])[..., 0]
             none, still = np.zeros_like(half), np.zeros_like(skew)
             whole = [none, half, still, skew] if g.dual else [half, none, skew, still]
             entries[starts[g.members][:, None] + np.arange(d * (d + 1) + 2 * d)] = np.concatenate(whole, 1)
@@ -180,7 +176,7 @@ class Blocks:
             p, q = (lam[at], s[at]) if dual else (s[at], lam[at])
             into = cone.lift if dual else np.eye(cone.size)
             number = cone.fit(into @ p)
-            gradient = jet(cone.charts[number], (into @ p)[None], np.zeros((1, cone.size))).gradient[0] @ into
+            gradient = first(cone.charts[number], (into @ p)[None])[1][0] @ into
             mu = gradient @ q / (gradient @ gradient)
             v[self.chart[k]], v[self.mu[k]] = 2 * number + dual, max(mu, 0.0) if np.isfinite(mu) else 0.0
         return v
@@ -189,8 +185,7 @@ class Blocks:
         """Blocks whose p is at the apex, where their chart ends, bool."""
         out = np.zeros(len(self.cones), bool)
         for g in self._groups(v):
-            at = self._at(g)
-            near, far = (abs(v[u[at]]).max(1) for u in ((self.lam, self.s) if g.dual else (self.s, self.lam)))
+            near, far = abs(v[g.p]).max(1), abs(v[g.q]).max(1)
             out[g.members] = near <= EDGE * np.maximum(far, EDGE)
         return out
 

@@ -22,6 +22,8 @@ import numpy as np
 
 TINY = 1e-12
 """Where a power's higher derivative has a pole at zero, arguments nearer than this count as this far."""
+STEEP, FLAT = 3.0, 1e-3
+"""Beyond these ratios of the first two coordinates the second chart of an exponential or a power cone is the better one."""
 
 Curve = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]
 
@@ -34,15 +36,6 @@ class Chart:
     over: np.ndarray
     under: int
     curve: Curve
-
-
-class Jet(NamedTuple):
-    """Values, gradients and Hessians of a phi at several points, and the Hessians' derivatives along directions."""
-
-    value: np.ndarray
-    gradient: np.ndarray
-    hessian: np.ndarray
-    third: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,24 +55,37 @@ class Cone:
     alpha: float = np.nan
 
 
-def jet(chart: Chart, p: np.ndarray, along: np.ndarray) -> Jet:
-    """phi and its derivatives at points p (k, size), along directions (k, size); not finite where phi is not defined."""
+def first(chart: Chart, p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """phi and its gradients at points p (k, size): (k,) and (k, size); not finite where phi is not defined."""
+    with np.errstate(all="ignore"):
+        b = np.where(p[:, chart.under] > 0, p[:, chart.under], np.nan)
+        r = p[:, chart.over] / b[:, None]
+        h, h1, _, _ = chart.curve(r)
+        total = h.sum(1)
+        gradient = np.empty(p.shape)
+        gradient[:] = chart.line
+        gradient[:, chart.over] -= h1
+        gradient[:, chart.under] -= total - (r * h1).sum(1)
+        return p @ chart.line - b * total, gradient
+
+
+def second(chart: Chart, p: np.ndarray, along: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Hessians of phi at points p (k, size), and their derivatives along directions (k, size): (k, size, size) both."""
     over, under = chart.over, chart.under
     with np.errstate(all="ignore"):
         b = np.where(p[:, under] > 0, p[:, under], np.nan)[:, None]
         r = p[:, over] / b
-        h, h1, h2, h3 = chart.curve(r)
+        _, _, h2, h3 = chart.curve(r)
         slope = np.zeros((len(p), len(over), p.shape[1]))
         slope[:, np.arange(len(over)), over] = 1.0
         slope[:, :, under] -= r
-        turn = np.einsum("kij,kj->ki", slope, along) / b
-        gradient = chart.line - np.einsum("kij,ki->kj", slope, h1)
-        gradient[:, under] -= h.sum(1)
-        bent = slope.mT * (h2 / b)[:, None, :]
+        turn = (slope @ along[:, :, None])[..., 0] / b
         mixed = np.zeros((len(p), p.shape[1], p.shape[1]))
-        mixed[:, under] = np.einsum("ki,kij->kj", turn * h2 / b, slope)
-        third = (slope.mT * ((h3 * turn - h2 * along[:, [under]] / b) / b)[:, None, :]) @ slope - mixed - mixed.mT
-        return Jet(p @ chart.line - b[:, 0] * h.sum(1), gradient, -bent @ slope, -third)
+        mixed[:, under] = ((turn * h2 / b)[:, None, :] @ slope)[:, 0]
+        weight = (h3 * turn - h2 * along[:, [under]] / b) / b
+        both = slope.mT @ np.concatenate([(h2 / b)[:, :, None] * slope, weight[:, :, None] * slope], 2)
+        hessian, third = both[..., : p.shape[1]], both[..., p.shape[1] :]
+        return -hessian, mixed + mixed.mT - third
 
 
 def holds(cone: Cone, p: np.ndarray) -> bool:
@@ -107,7 +113,7 @@ def exponential() -> Cone:
         Chart(np.array([0.0, 0.0, 1.0]), np.array([0]), 1, _exp),
         Chart(np.array([-1.0, 0.0, 0.0]), np.array([2]), 1, _minus_log),
     )
-    return Cone("ExpCone", 3, lift, np.array([-1.0, 1.0, 1.0]), charts, _first_larger)
+    return Cone("ExpCone", 3, lift, np.array([-1.0, 1.0, 1.0]), charts, lambda p: int(p[0] > STEEP * p[1]))
 
 
 @cache
@@ -119,11 +125,7 @@ def power(alpha: float) -> Cone:
         Chart(one[1], np.array([2]), 0, _power(1 / (1 - alpha))),
     )
     lift, inner = np.diag([1 / alpha, 1 / (1 - alpha), 1.0]), np.array([1.0, 1.0, 0.0])
-    return Cone("PowCone3D", 3, lift, inner, charts, _first_larger, alpha)
-
-
-def _first_larger(p: np.ndarray) -> int:
-    return int(p[0] > p[1])
+    return Cone("PowCone3D", 3, lift, inner, charts, lambda p: int(p[1] < FLAT * p[0]), alpha)
 
 
 def _square(r: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -144,8 +144,11 @@ def unsupported(program: ParamConeProg) -> list[str]:
 
 
 def _lean(program: ParamConeProg, cones: list[Cone], where: np.ndarray) -> np.ndarray:
-    """Second-order cones whose head t is a constant (+1), or an auxiliary variable with a price of its own (-1)."""
-    lean = np.zeros(len(cones))
+    """Second-order cones whose head t is a constant (+1), or an auxiliary variable with a price of its own (-1).
+
+    The apex of the other kinds is out of the way (+1): CVXPY keeps one of their coordinates at one.
+    """
+    lean = np.array([0.0 if c.name == "SOC" else 1.0 for c in cones])
     n, rows = program.x.size, program.constr_size
     row, column, _, _ = entries(program.A, rows)
     inside = column < n
