@@ -88,6 +88,10 @@ class Blocks:
 
     def values(self, v: np.ndarray) -> np.ndarray:
         """Coupling, pinned, minus slack, minus domain, at `rows_at`."""
+        with np.errstate(invalid="ignore"):
+            return self._values(v)
+
+    def _values(self, v: np.ndarray) -> np.ndarray:
         coupling, phi, b = np.zeros(len(self.s)), np.zeros(len(self.cones)), np.zeros(len(self.cones))
         for g in self._groups(v):
             p = v[g.p] @ g.into.T

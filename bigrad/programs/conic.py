@@ -29,7 +29,8 @@ class Conic:
     """The rows of a cone program sorted: equalities, inequalities, then the coordinates of the cones.
 
     cones: in that order. where: for each row of the program its place among the coordinates, -1 for equalities and
-    inequalities. rigid: rows that are equalities. lean: which cones have an s that is never zero (+1) or a multiplier that is not (-1).
+    inequalities. rigid: rows that are equalities. lean: which cones have an s that is never
+    zero (+1) or a multiplier that is not (-1).
     """
 
     cones: tuple[Cone, ...]
@@ -144,25 +145,24 @@ def unsupported(program: ParamConeProg) -> list[str]:
 
 
 def _lean(program: ParamConeProg, cones: list[Cone], where: np.ndarray) -> np.ndarray:
-    """Second-order cones whose head t is a constant (+1), or an auxiliary variable with a price of its own (-1).
-
-    The apex of the other kinds is out of the way (+1): CVXPY keeps one of their coordinates at one.
+    """Which cones stay away from an apex: +1 where one of the coordinates that vanish there is a nonzero constant, -1 for a
+    second-order cone whose head is an auxiliary variable with a price of its own, the t of t >= norm(u) in a cost.
     """
-    lean = np.array([0.0 if c.name == "SOC" else 1.0 for c in cones])
+    lean = np.zeros(len(cones))
     n, rows = program.x.size, program.constr_size
-    row, column, _, _ = entries(program.A, rows)
-    inside = column < n
+    row, column, at, _ = entries(program.A, rows)
+    inside = (column < n) | (at < program.A.shape[1] - 1)
     priced = np.unique(entries(program.q, n + 1)[0])
-    uses = np.bincount(column[inside], minlength=n)
+    uses = np.bincount(column[column < n], minlength=n)
     starts = np.cumsum([0, *(c.size for c in cones)])
     place = np.argsort(where)[np.count_nonzero(where < 0) :]
     for k, cone in enumerate(cones):
-        if cone.name == "SOC":
-            touched = column[inside & (row == place[starts[k]])]
-            if not len(touched):
-                lean[k] = 1.0
-            elif len(touched) == 1 and touched[0] in priced and uses[touched[0]] == 1:
-                lean[k] = -1.0
+        touched = column[inside & (row == place[starts[k]])]
+        heads = place[starts[k] : starts[k + 1]] if cone.size == 3 and cone.name != "SOC" else place[[starts[k]]]
+        if any(not inside[row == head].any() and (row == head).any() for head in heads):
+            lean[k] = 1.0
+        elif cone.name == "SOC" and len(touched) == 1 and touched[0] in priced and uses[touched[0]] == 1:
+            lean[k] = -1.0
     return lean
 
 

@@ -204,6 +204,8 @@ class _Search:
         v = answer(stages.system, safe)
         state = stages.start(safe if v is None else v)
         tight = state.X[stages.lam] > TOUCH
+        if stages.cones and v is not None:
+            self.descend(state, tight)
         wider = WIDER ** (self.starts % 3)
         self.starts += 1
         for k, t in enumerate((*self.steps, *FINER)):
@@ -227,17 +229,22 @@ class _Search:
         here = self._piece(state, tight)
         if here is None:
             return False
-        seen, settled = {tight.tobytes()}, False
+        seen, settled = {self._key(here, tight)}, False
         while not self.late:
+            turned = self._turned(here, tight, seen)
+            if turned is not None:
+                here, tight = turned
+                continue
             wrong = self._wrong(here, tight)
             order = np.argsort(-wrong, kind="stable")[: int((wrong > 0).sum())]
             settled = not len(order)
             for turn in ([order] if len(order) > 1 else []) + [order[k : k + 1] for k in range(len(order))]:
                 other = tight.copy()
                 other[turn] = ~other[turn]
-                if other.tobytes() in seen:
+                key = self._key(here, other)
+                if key in seen:
                     continue
-                seen.add(other.tobytes())
+                seen.add(key)
                 there = self._piece(here, other)
                 if there is not None and not _below(here.F, there.F):
                     here, tight = there, other
@@ -248,6 +255,24 @@ class _Search:
         if _below(here.F, best) or (settled and not self.settled and not _below(best, here.F)):
             self.best, self.tight, self.settled = here, tight, settled
         return True
+
+    def _key(self, state: State, tight: np.ndarray) -> bytes:
+        """What tells pieces apart: the sides of the pairs, and the charts of the cones."""
+        charts = np.rint(state.X[self.stages.system.blocks.chart]) if self.stages.cones else tight[:0]
+        return tight.tobytes() + charts.tobytes()
+
+    def _turned(self, here: State, tight: np.ndarray, seen: set[bytes]) -> tuple[State, np.ndarray] | None:
+        """The next piece where this one ends at the apex of a cone, in the cone's other chart; None if it loses ground."""
+        turned = self.stages.recharted(here)
+        if turned is None:
+            return None
+        charts = self.stages.system.blocks.chart
+        other = tight.copy()
+        other[-len(charts) :] &= here.X[charts] == turned.X[charts]
+        key = self._key(turned, other)
+        there = None if key in seen else self._piece(turned, other)
+        seen.add(key)
+        return None if there is None or _below(here.F, there.F) else (there, other)
 
     def _piece(self, state: State, tight: np.ndarray) -> State | None:
         found = self.stages.piece(state, tight)

@@ -159,6 +159,7 @@ class Stages:
         self.sigma, self.kappa, self.gamma = (
             np.arange(b.start - self.n, b.stop - self.n) for b in (sigma, kappa, gamma)
         )
+        self.cones = bool(getattr(system, "blocks", None) and system.blocks.cones)
         products = self.count + np.arange(self.pairs)
         self.low, self.high = np.r_[system.low, np.zeros(self.pairs)], np.r_[system.high, np.full(self.pairs, np.inf)]
         self.low[system.bound_columns] += INSIDE
@@ -192,6 +193,17 @@ class Stages:
         r[self.kappa] += state.X[self.s]
         off = np.maximum(r - self.row_high[: self.count], self.row_low[: self.count] - r)
         return bool(off.max(initial=0.0) <= 1e-7 * (1 + abs(state.X).max(initial=0.0)))
+
+    def recharted(self, state: State) -> State | None:
+        """The state with cones that it brought to their apex in the chart for that; None if it brought none there."""
+        if not self.cones:
+            return None
+        blocks, v = self.system.blocks, state.X[: self.n]
+        at_end = blocks.edges(v)
+        moved = blocks.seat(v, v[blocks.s], v[blocks.lam], at_end)
+        if not at_end.any() or np.array_equal(moved[blocks.chart], v[blocks.chart]):
+            return None
+        return self.start(moved)
 
     def relaxed(self, state: State, t: float) -> State:
         """All products lam_i s_i at most t."""

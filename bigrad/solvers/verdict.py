@@ -80,7 +80,8 @@ def conclude(stages: Stages, search: Found, top: State, bound: float, starts: in
     else:
         settled = polish(system, w, search.tight)
     w, residual, violation = settled.w[0], float(settled.residual[0]), float(settled.violation[0])
-    strong, value = bool(settled.strongly_stationary[0]), system.objective(w[: stages.n])
+    apexes = system.blocks.edges(w[: stages.n]) if stages.cones else np.zeros(0, bool)
+    strong, value = bool(settled.strongly_stationary[0]) and not apexes.any(), system.objective(w[: stages.n])
     if nonconvex(system, w[: stages.n]):
         return blank._replace(status=Status.NONCONVEX_LOWER)
     if violation > FEASIBLE:
@@ -102,7 +103,7 @@ def conclude(stages: Stages, search: Found, top: State, bound: float, starts: in
         residual=residual,
         violation=violation,
         biactive=int(settled.biactive[0]),
-        degenerate=int(settled.degenerate[0]),
+        degenerate=int(settled.degenerate[0]) + int(apexes.sum()),
         strongly_stationary=strong,
         singular=bool(settled.singular[0]),
     )
@@ -117,8 +118,8 @@ def polish(system: System, w: np.ndarray, tight: np.ndarray) -> Settled:
         return matrix[None], (matrix @ w - system.residual(w))[None]
 
     free = free_unknowns(*linear(w), layout, w[None], tight[None])
-    best, error = w, _measure(system, w, free[0])
-    current, singular = np.where(free[0], w, 0.0), np.zeros(1, bool)
+    best = current = np.where(free[0], w, 0.0)
+    error, singular = _measure(system, best, free[0]), np.zeros(1, bool)
     for _ in range(steps):
         step, singular = solve_free(system.matrix(current)[None], free, -system.residual(current)[None])
         current = current + step[0]
