@@ -202,10 +202,11 @@ class _Search:
         stages = self.stages
         safe = stages.evaluable(point.X[: stages.n])
         v = answer(stages.system, safe)
+        if stages.cones:
+            self._down_through_answers(safe, v)
+            return
         state = stages.start(safe if v is None else v)
         tight = state.X[stages.lam] > TOUCH
-        if stages.cones and v is not None:
-            self.descend(state, tight)
         wider = WIDER ** (self.starts % 3)
         self.starts += 1
         for k, t in enumerate((*self.steps, *FINER)):
@@ -220,6 +221,26 @@ class _Search:
             v = answer(stages.system, state.X[: stages.n])
             if v is not None:
                 self.descend(stages.start(v), v[stages.lam] > TOUCH)
+
+    def _down_through_answers(self, safe: np.ndarray, v: np.ndarray | None) -> None:
+        """The same for a follower with cones: sides and charts come from its exact answers to the decisions met.
+
+        At a point of a relaxed stage they are no more than a guess, and a wrong chart costs more than an answer.
+        """
+        stages = self.stages
+        state, wider = stages.start(safe if v is None else v), WIDER ** (self.starts % 3)
+        self.starts += 1
+        for k in range(len(self.steps) + 1):
+            if v is not None:
+                self.descend(stages.start(v), v[stages.lam] > TOUCH)
+            if self.late or k == len(self.steps):
+                return
+            after = stages.relaxed(state, self.steps[k] * wider)
+            self.iterations += after.iterations
+            if after.status not in (uno.SUCCESS, uno.STALLED, uno.LIMIT):
+                self.endings.add(after.status)
+                return
+            state, v = after, answer(stages.system, after.X[: stages.n])
 
     def descend(self, state: State, tight: np.ndarray) -> bool:
         """Solve a piece, then neighbours across kinks that ask for it, while none loses ground and none is seen twice.

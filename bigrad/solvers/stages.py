@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from bigrad.programs.bilinear import Pattern
+from bigrad.programs.blocks import Blocks
 from bigrad.programs.system import Follower
 from bigrad.quadratic import Data, Sizes, kkt
 from bigrad.solvers.conic import conic_answer
@@ -26,6 +27,8 @@ INSIDE = 1e-8
 """How far stages stay above the lower bounds of auxiliary variables, where logarithms and roots can be evaluated."""
 ROUGH, LOOSE, TIGHT = 50, 1e-6, 1e-9
 """Most iterations of a stage that only proposes where to look, its tolerance, and that of the others."""
+CURVED = 100
+"""Most iterations of a stage with cones: those that begin in the right charts end after a few."""
 Places = tuple[np.ndarray, np.ndarray]
 
 
@@ -40,6 +43,7 @@ class System(Protocol):
     bound_columns: np.ndarray
     jacobian_at: Places
     hessian_at: Places
+    blocks: Blocks | None
 
     @property
     def convex(self) -> bool:
@@ -88,7 +92,7 @@ class QuadraticSystem:
         self._hessian = lower[self.hessian_at]
         self.low, self.high = np.full(m, -np.inf), np.full(m, np.inf)
         self.low[sizes.blocks[2]] = 0.0
-        self.origin = np.zeros(m)
+        self.origin, self.blocks = np.zeros(m), None
         self.bound_rows = self.bound_columns = np.zeros(0, int)
 
     @property
@@ -159,7 +163,7 @@ class Stages:
         self.sigma, self.kappa, self.gamma = (
             np.arange(b.start - self.n, b.stop - self.n) for b in (sigma, kappa, gamma)
         )
-        self.cones = bool(getattr(system, "blocks", None) and system.blocks.cones)
+        self.cones = system.blocks is not None and len(system.blocks.cones) > 0
         products = self.count + np.arange(self.pairs)
         self.low, self.high = np.r_[system.low, np.zeros(self.pairs)], np.r_[system.high, np.full(self.pairs, np.inf)]
         self.low[system.bound_columns] += INSIDE
@@ -242,6 +246,7 @@ class Stages:
         nlp = self._nlp(keep, live, row_high, X, pull, reach)
         guess = np.r_[state.m, np.zeros(self.pairs)][live]
         limit, tolerance = (min(self.limit, ROUGH), LOOSE) if rough else (self.limit, TIGHT)
+        limit = min(limit, CURVED) if self.cones else limit
 
         def solve(x: np.ndarray) -> Optimum:
             return minimise(nlp, x, guess, max_iterations=limit, time_limit=self.clock(), tolerance=tolerance)
