@@ -60,7 +60,7 @@ INSIDE = {
         {"branch", "verdict"},
         {"search", "stages"},
         {"piece", "starts", "uno"},
-        {"active", "convex", "diagnose", "scaling"},
+        {"active", "conic", "convex", "diagnose", "scaling"},
         {"base"},
     ],
     "gradients": [{"implicit"}, {"base"}],
@@ -69,12 +69,25 @@ INSIDE = {
         {"assemble", "smooth"},
         {"source", "system"},
         {"canonical", "checks", "engine", "roles"},
-        {"bilinear", "expressions"},
+        {"blocks", "conic"},
+        {"bilinear", "cones", "expressions"},
     ],
 }
 
 # What `import bigrad` must not load; tests that need one import it themselves.
-HEAVY = ["cvxpy", "daqp", "highspy", "joblib", "matplotlib", "ortools", "scipy.optimize", "torch", "tqdm", "unopy"]
+HEAVY = [
+    "clarabel",
+    "cvxpy",
+    "daqp",
+    "highspy",
+    "joblib",
+    "matplotlib",
+    "ortools",
+    "scipy.optimize",
+    "torch",
+    "tqdm",
+    "unopy",
+]
 
 
 def name_of(file: Path) -> str:

@@ -52,8 +52,8 @@ REFUSED = {
     "a product of the follower's variables": (lambda: declare(X2, Y * Z - X * Y, [Y, Z]), r"not convex.* at y \* z"),
     "a weight of unknown sign": (lambda: declare(X2, P * Y2, [Y]), "not convex"),
     "a leader's weight of unknown sign": (lambda: declare(X2, X * cp.square(Y), [Y]), "not convex"),
-    "a quadratic lower constraint": (lambda: declare(X2, Y2, [Y], below=[cp.square(Y) <= 1]), "needs the cones SOC.*linear equalities"),
-    "an exponential follower": (lambda: declare(X2, cp.exp(Y - X), [Y]), "needs the cones ExpCone"),
+    "a semidefinite lower constraint": (
+        lambda: declare(X2, cp.lambda_max(cp.diag(cp.hstack([Y, Y]))), [Y]), "needs the cones PSD.*second-order"),
     "a semidefinite follower": (lambda: declare(X2, cp.trace(SYMMETRIC), [SYMMETRIC]), "attribute symmetric"),
     "parameter times leader": (
         lambda: declare(X2, cp.square(Y) + P * X * Y, [Y]),

@@ -117,7 +117,7 @@ class Blocks:
     @cached_property
     def _segments(self) -> tuple[np.ndarray, np.ndarray]:
         """Where the entries of each block begin, in the Jacobian and in the Hessian."""
-        d = np.array([c.size for c in self.cones])
+        d = np.array([c.size for c in self.cones], dtype=int)
         return np.cumsum(np.r_[0, d * (2 * d + 1) + 4 * d + 1]), np.cumsum(np.r_[0, d * (d + 1) + 2 * d])
 
     def jacobian(self, v: np.ndarray) -> np.ndarray:
@@ -176,7 +176,9 @@ class Blocks:
                 continue
             at = slice(self.starts[k], self.starts[k + 1])
             near, far = (abs(u[at]).max() for u in (s, lam))
-            dual = near <= EDGE * far or (far > EDGE * near and (self.lean[k] < 0 or (self.lean[k] == 0 and near < far)))
+            dual = near <= EDGE * far or (
+                far > EDGE * near and (self.lean[k] < 0 or (self.lean[k] == 0 and near < far))
+            )
             p, q = (lam[at], s[at]) if dual else (s[at], lam[at])
             into = cone.lift if dual else np.eye(cone.size)
             number = cone.fit(into @ p)
@@ -198,3 +200,7 @@ class Blocks:
         points = [c.inner for c in self.cones]
         duals = [np.linalg.solve(c.lift, c.inner) for c in self.cones]
         return np.concatenate([*points, np.zeros(0)]), np.concatenate([*duals, np.zeros(0)])
+
+
+NO_BLOCKS = Blocks((), *[np.zeros(0, int)] * 9)
+"""Those of a follower without cones."""

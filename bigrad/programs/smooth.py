@@ -6,7 +6,8 @@ its adjoint.
 v = (x, y, extra, lam, nu): leader variables, follower variables, auxiliary variables of both levels, the follower's
 multipliers. The rows r are, in this order, the follower's stationarity P u + q - A'lam + H'nu, minus its slacks -s,
 its equalities, the upper inequalities and the upper equalities. The first three come from CVXPY's cone program of
-the lower level and are bilinear, the last two and F from CVXPY's derivative engine. With m = (sigma, kappa, eta,
+the lower level and are bilinear, the last two and F from CVXPY's derivative engine. Each cone of the follower adds its
+point s == A u + b, its multiplier, one pair and their rows (bigrad/programs/blocks.py). With m = (sigma, kappa, eta,
 gamma, eps) the multipliers of r, the unknown is w = (v, m) and
 
     L(w) = F(v) + m'r(v) - tau'lam,
@@ -258,7 +259,9 @@ class Smooth:
         sign = np.where(soft[r], -1.0, 1.0)
         terms.append((row_at[r], place[k], u[c], sign * value))
         both = np.arange(len(blocks.s))
-        terms.append((eta.start - layout.primal + equalities + both, blocks.s, np.full(len(both), one), -np.ones(len(both))))
+        terms.append(
+            (eta.start - layout.primal + equalities + both, blocks.s, np.full(len(both), one), -np.ones(len(both)))
+        )
         inside = c < n
         r, c, k, value = r[inside], c[inside], k[inside], value[inside]
         terms.append((c, place[k], multiplier[r], np.where(rigid[r], value, -value)))

@@ -11,7 +11,7 @@ import numpy as np
 from cvxpy.reductions.dcp2cone.cone_matrix_stuffing import ParamConeProg
 
 from bigrad.programs.bilinear import Bilinear
-from bigrad.programs.blocks import Blocks
+from bigrad.programs.blocks import NO_BLOCKS, Blocks
 from bigrad.programs.conic import Conic
 from bigrad.programs.engine import Engine
 
@@ -56,9 +56,9 @@ class Follower(NamedTuple):
     H: np.ndarray
     h: np.ndarray
     at: np.ndarray
-    C: np.ndarray | None = None
-    d: np.ndarray | None = None
-    blocks: Blocks | None = None
+    C: np.ndarray
+    d: np.ndarray
+    blocks: Blocks = NO_BLOCKS
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,8 +66,9 @@ class Compiled:
     """A Smooth program in numbers, for any parameter values.
 
     lower: its rows of the follower. engine: the upper level. promoted: the same with the wanted parameters as unknowns.
-    cone: CVXPY's cone program of the lower level, conic and blocks: its cones and their rows; columns: the place in v of each of its variables; inputs: the place
-    in e = (v, theta, 1) of each column of its tensors. low, high: bounds on v. origin: a v where all can be evaluated.
+    cone: CVXPY's cone program of the lower level, conic and blocks: its cones and their rows; columns: the place in v of
+    each of its variables; inputs: the place in e = (v, theta, 1) of each column of its tensors. low, high: bounds on v.
+    origin: a v where all can be evaluated.
     """
 
     layout: Layout

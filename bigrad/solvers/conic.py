@@ -20,9 +20,6 @@ PRECISE, USUAL = 1e-11, 1e-8
 
 def conic_answer(below: Follower, layout: Layout, v: np.ndarray) -> np.ndarray | None:
     """v with the follower's variables and multipliers put to its answer; None if it has none."""
-    assert below.C is not None
-    assert below.d is not None
-    assert below.blocks is not None
     _, _, lam, nu, *_ = layout.blocks
     rows, offset = np.concatenate([below.H, below.A, below.C]), np.concatenate([below.h, below.b, below.d])
     found = conic_program(below.P, below.q, rows, offset, len(below.H), len(below.A), below.blocks.cones)
@@ -75,6 +72,4 @@ def _run(
     settings.max_threads = 1
     settings.tol_gap_abs = settings.tol_gap_rel = settings.tol_feas = tolerance
     settings.tol_ktratio = min(tolerance, 1e-6)
-    return clarabel.DefaultSolver(
-        sp.csc_matrix(np.triu(P)), q, sp.csc_matrix(-rows), offset, shapes, settings
-    ).solve()
+    return clarabel.DefaultSolver(sp.csc_matrix(np.triu(P)), q, sp.csc_matrix(-rows), offset, shapes, settings).solve()

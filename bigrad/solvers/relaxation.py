@@ -44,7 +44,7 @@ NODES = 512
 
 @dataclass(frozen=True)
 class Relaxation(AbstractSolver):
-    """Solver for a lower QP or LP under any smooth upper level: price times demand, exponentials, logarithms.
+    """Solver for any smooth upper level over a follower with a QP, an LP or a cone program: price times demand, entropies.
 
     Answers are local optima; more starts find better ones. starts: searches per item, the first from the high-point
     relaxation (both levels' constraints, the leader's objective), the others from its optima for random objectives.
@@ -279,8 +279,7 @@ class _Search:
 
     def _key(self, state: State, tight: np.ndarray) -> bytes:
         """What tells pieces apart: the sides of the pairs, and the charts of the cones."""
-        charts = np.rint(state.X[self.stages.system.blocks.chart]) if self.stages.cones else tight[:0]
-        return tight.tobytes() + charts.tobytes()
+        return tight.tobytes() + np.rint(state.X[self.stages.system.blocks.chart]).tobytes()
 
     def _turned(self, here: State, tight: np.ndarray, seen: set[bytes]) -> tuple[State, np.ndarray] | None:
         """The next piece where this one ends at the apex of a cone, in the cone's other chart; None if it loses ground."""

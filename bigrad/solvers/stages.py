@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from bigrad.programs.bilinear import Pattern
-from bigrad.programs.blocks import Blocks
+from bigrad.programs.blocks import NO_BLOCKS, Blocks
 from bigrad.programs.system import Follower
 from bigrad.quadratic import Data, Sizes, kkt
 from bigrad.solvers.conic import conic_answer
@@ -43,7 +43,7 @@ class System(Protocol):
     bound_columns: np.ndarray
     jacobian_at: Places
     hessian_at: Places
-    blocks: Blocks | None
+    blocks: Blocks
 
     @property
     def convex(self) -> bool:
@@ -92,7 +92,7 @@ class QuadraticSystem:
         self._hessian = lower[self.hessian_at]
         self.low, self.high = np.full(m, -np.inf), np.full(m, np.inf)
         self.low[sizes.blocks[2]] = 0.0
-        self.origin, self.blocks = np.zeros(m), None
+        self.origin, self.blocks = np.zeros(m), NO_BLOCKS
         self.bound_rows = self.bound_columns = np.zeros(0, int)
 
     @property
@@ -135,7 +135,9 @@ class QuadraticSystem:
     def follower(self, x: np.ndarray) -> Follower:
         """The lower level at x."""
         d = self.data
-        return Follower(d.P, d.C @ x + d.p, -d.A, d.b - d.B @ x, d.H, d.K @ x - d.h, len(x) + np.arange(self.layout.y))
+        none = np.zeros((0, self.layout.y))
+        at = len(x) + np.arange(self.layout.y)
+        return Follower(d.P, d.C @ x + d.p, -d.A, d.b - d.B @ x, d.H, d.K @ x - d.h, at, none, none[:, 0])
 
 
 class State(NamedTuple):
@@ -163,7 +165,7 @@ class Stages:
         self.sigma, self.kappa, self.gamma = (
             np.arange(b.start - self.n, b.stop - self.n) for b in (sigma, kappa, gamma)
         )
-        self.cones = system.blocks is not None and len(system.blocks.cones) > 0
+        self.cones = len(system.blocks.cones) > 0
         products = self.count + np.arange(self.pairs)
         self.low, self.high = np.r_[system.low, np.zeros(self.pairs)], np.r_[system.high, np.full(self.pairs, np.inf)]
         self.low[system.bound_columns] += INSIDE
@@ -336,7 +338,7 @@ def answer(system: System, v: np.ndarray) -> np.ndarray | None:
     """v with the follower's variables and multipliers put to its answer to the leader's part; None if it has none."""
     layout = system.layout
     below = system.follower(v[: layout.x])
-    if below.blocks is not None and below.blocks.cones:
+    if below.blocks.cones:
         return conic_answer(below, layout, v)
     _, _, lam, nu, *_ = layout.blocks
     n, pairs, equalities = len(below.q), layout.pairs, layout.equalities

@@ -17,6 +17,8 @@ from bigrad.solvers.stages import QuadraticSystem, Stages, State, System
 
 TINY = 1e-10
 """A violation below this is rounding."""
+ROUNDING = 1e-13
+"""Values of variables below this are zero where followers have cones."""
 FEASIBLE = 1e-5
 """A violation above this is no answer at all."""
 
@@ -81,8 +83,11 @@ def conclude(stages: Stages, search: Found, top: State, bound: float, starts: in
     else:
         settled = polish(system, w, search.tight)
     w, residual, violation = settled.w[0], float(settled.residual[0]), float(settled.violation[0])
-    apexes = system.blocks.edges(w[: stages.n]) if stages.cones else np.zeros(0, bool)
+    apexes = system.blocks.edges(w[: stages.n])
     strong, value = bool(settled.strongly_stationary[0]) and not apexes.any(), system.objective(w[: stages.n])
+    if stages.cones:  # a logarithm or a root at its edge is not defined a rounding error further on
+        z = w[: system.layout.x + system.layout.y]
+        z[abs(z) <= ROUNDING] = 0.0
     if nonconvex(system, w[: stages.n]):
         return blank._replace(status=Status.NONCONVEX_LOWER)
     if violation > FEASIBLE:
@@ -157,11 +162,10 @@ def _reason(stages: Stages, top: State, convex: bool) -> Status:
     n = stages.n
     _, _, _, _, sigma, kappa, eta, gamma, eps = (np.arange(b.start, b.stop) - n for b in layout.blocks)
     one, two = np.linspace(1.0, 2.0, n), np.linspace(3.0, 1.0, n)
-    if stages.cones:
-        blocks = system.blocks
-        one[blocks.chart] = two[blocks.chart] = 0.0
-        sigma = np.setdiff1d(sigma, np.r_[blocks.coupling, blocks.pinned])
-        kappa, gamma = np.setdiff1d(kappa, blocks.slack), np.setdiff1d(gamma, blocks.domain)
+    blocks = system.blocks
+    one[blocks.chart] = two[blocks.chart] = 0.0
+    sigma = np.setdiff1d(sigma, np.r_[blocks.coupling, blocks.pinned])
+    kappa, gamma = np.setdiff1d(kappa, blocks.slack), np.setdiff1d(gamma, blocks.domain)
     ends = [system.rows(one), system.rows(two), system.rows((one + two) / 2)]
     with np.errstate(invalid="ignore"):
         straight = abs(ends[0] + ends[1] - 2 * ends[2]) <= 1e-9 * (1 + abs(ends[0]) + abs(ends[1]))
@@ -190,7 +194,7 @@ def _reason(stages: Stages, top: State, convex: bool) -> Status:
 def _empty(system: System, A: np.ndarray, a: np.ndarray, E: np.ndarray, e: np.ndarray) -> bool:
     """Whether no v within its bounds has A v + a <= 0, E v + e == 0, and s and lam in the cones, if there are any."""
     n, blocks = A.shape[1], system.blocks
-    if blocks is None or not blocks.cones:
+    if not blocks.cones:
         from scipy.optimize import linprog
 
         bounds = np.c_[system.low, system.high]
