@@ -70,6 +70,7 @@ INSIDE = {
         {"source", "system"},
         {"canonical", "checks", "engine", "roles"},
         {"blocks", "conic"},
+        {"spectra"},
         {"bilinear", "cones", "expressions"},
     ],
 }

@@ -53,7 +53,7 @@ REFUSED = {
     "a weight of unknown sign": (lambda: declare(X2, P * Y2, [Y]), "not convex"),
     "a leader's weight of unknown sign": (lambda: declare(X2, X * cp.square(Y), [Y]), "not convex"),
     "a semidefinite lower constraint": (
-        lambda: declare(X2, cp.lambda_max(cp.diag(cp.hstack([Y, Y]))), [Y]), "needs the cones PSD.*second-order"),
+        lambda: declare(X2, cp.lambda_max(cp.diag(cp.hstack([Y, Y, Y]))), [Y]), "needs the cones PSD.*second-order"),
     "a semidefinite follower": (lambda: declare(X2, cp.trace(SYMMETRIC), [SYMMETRIC]), "attribute symmetric"),
     "parameter times leader": (
         lambda: declare(X2, cp.square(Y) + P * X * Y, [Y]),

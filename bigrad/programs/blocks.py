@@ -17,10 +17,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bigrad.programs.cones import Chart, Cone, first, second
+from bigrad.programs.cones import Chart, Cone
 
 EDGE = 1e-6
 """A p this much smaller than its q is the apex of the cone, where another chart must take over."""
+
+
+FITS = 1e-4
+"""A q further than this from mu grad phi(p), relatively, belongs into a chart of the other kind."""
 
 
 class _Group(NamedTuple):
@@ -95,9 +99,9 @@ class Blocks:
         coupling, phi, b = np.zeros(len(self.s)), np.zeros(len(self.cones)), np.zeros(len(self.cones))
         for g in self._groups(v):
             p = v[g.p] @ g.into.T
-            phi[g.members], gradient = first(g.chart, p)
+            phi[g.members], gradient = g.chart.first(p)
             coupling[g.at] = v[g.q] - v[g.mu][:, None] * (gradient @ g.into)
-            b[g.members] = p[:, g.chart.under]
+            b[g.members] = p @ g.chart.floor
         number = v[self.chart]
         return np.concatenate([coupling, number - np.rint(number), -phi, -b])
 
@@ -128,13 +132,13 @@ class Blocks:
             k, d = g.at.shape
             own, other = (slice(d, 2 * d), slice(0, d)) if g.dual else (slice(0, d), slice(d, 2 * d))
             p = v[g.p] @ g.into.T
-            _, gradient = first(g.chart, p)
-            hessian, _ = second(g.chart, p, np.zeros_like(p))
+            _, gradient = g.chart.first(p)
+            hessian, _ = g.chart.second(p, np.zeros_like(p))
             coupling, slack, domain = np.zeros((k, d, 2 * d + 1)), np.zeros((k, 2 * d)), np.zeros((k, 2 * d))
             coupling[:, :, own] = -v[g.mu][:, None, None] * (g.into.T @ hessian @ g.into)
             coupling[:, :, other] = np.eye(d)
             coupling[:, :, -1] = slack[:, own] = -(gradient @ g.into)
-            domain[:, own] = -g.into[g.chart.under]
+            domain[:, own] = -(g.chart.floor @ g.into)
             whole = np.concatenate([coupling.reshape(k, -1), slack, domain, np.ones((k, 1))], 1)
             entries[starts[g.members][:, None] + np.arange(whole.shape[1])] = whole
         return entries
@@ -157,7 +161,7 @@ class Blocks:
         entries = np.zeros(starts[-1])
         for g in self._groups(v):
             d, weight = g.at.shape[1], m[self.coupling[g.at]]
-            hessian, third = second(g.chart, v[g.p] @ g.into.T, weight @ g.into.T)
+            hessian, third = g.chart.second(v[g.p] @ g.into.T, weight @ g.into.T)
             mu, kappa = v[g.mu][:, None, None], m[self.slack[g.members]][:, None, None]
             curved = -(g.into.T @ (mu * third + kappa * hessian) @ g.into)
             i, j = np.tril_indices(d)
@@ -179,12 +183,9 @@ class Blocks:
             dual = near <= EDGE * far or (
                 far > EDGE * near and (self.lean[k] < 0 or (self.lean[k] == 0 and near < far))
             )
-            p, q = (lam[at], s[at]) if dual else (s[at], lam[at])
-            into = cone.lift if dual else np.eye(cone.size)
-            number = cone.fit(into @ p)
-            gradient = first(cone.charts[number], (into @ p)[None])[1][0] @ into
-            mu = gradient @ q / (gradient @ gradient)
-            v[self.chart[k]], v[self.mu[k]] = 2 * number + dual, max(mu, 0.0) if np.isfinite(mu) else 0.0
+            places = [_seated(cone, side, s[at], lam[at]) for side in (dual, not dual)]
+            number, mu, _ = next((place for place in places if place[2] <= FITS), places[0])
+            v[self.chart[k]], v[self.mu[k]] = number, mu
         return v
 
     def edges(self, v: np.ndarray) -> np.ndarray:
@@ -200,6 +201,19 @@ class Blocks:
         points = [c.inner for c in self.cones]
         duals = [np.linalg.solve(c.lift, c.inner) for c in self.cones]
         return np.concatenate([*points, np.zeros(0)]), np.concatenate([*duals, np.zeros(0)])
+
+
+def _seated(cone: Cone, dual: bool, s: np.ndarray, lam: np.ndarray) -> tuple[int, float, float]:
+    """The number of a chart of s or lam, the mu there, and how far q is from mu grad phi(p), relatively."""
+    p, q = (lam, s) if dual else (s, lam)
+    into = cone.lift if dual else np.eye(cone.size)
+    place = cone.fit(into @ p)
+    gradient = cone.charts[place].first((into @ p)[None])[1][0] @ into
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mu = max(gradient @ q / (gradient @ gradient), 0.0)
+        miss = abs(q - mu * gradient).max() / (abs(p).max() + abs(q).max())
+    number = 2 * place + dual
+    return (number, float(mu), float(miss)) if np.isfinite(miss) else (number, 0.0, np.inf)
 
 
 NO_BLOCKS = Blocks((), *[np.zeros(0, int)] * 9)

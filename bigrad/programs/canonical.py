@@ -17,7 +17,7 @@ from cvxpy.reductions.dcp2cone.cone_matrix_stuffing import ConeMatrixStuffing, P
 from cvxpy.utilities import scopes
 
 from bigrad.affine import Affine
-from bigrad.programs.conic import exact_cones, three_dimensional
+from bigrad.programs.conic import exact_cones, small_cones
 
 LINEAR_CONES = (cp.constraints.zero.Zero, cp.constraints.nonpos.NonNeg)
 
@@ -56,7 +56,7 @@ def stuff(objective: cp.Expression, constraints: Sequence[cp.Constraint]) -> Par
         for constraint in constraints:
             row, extra = reduction.canonicalize_tree(constraint, False)
             rows += [*extra, row]
-        return ConeMatrixStuffing(quad_obj=True).apply(cp.Problem(goal, three_dimensional(rows)))[0]
+        return ConeMatrixStuffing(quad_obj=True).apply(cp.Problem(goal, small_cones(rows)))[0]
 
 
 def level(program: ParamConeProg, variables: Sequence[cp.Variable], inputs: Sequence[cp.Parameter]) -> Level:

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import Protocol
 
 import numpy as np
 
@@ -27,8 +28,22 @@ STEEP, FLAT = 3.0, 1e-3
 Curve = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]
 
 
+class Chart(Protocol):
+    """A function phi on the coordinates of a cone, smooth where floor'p is positive, with {phi >= 0} the cone there."""
+
+    @property
+    def floor(self) -> np.ndarray:
+        """The linear function that is positive where the chart holds."""
+
+    def first(self, p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """phi and its gradients at points p (k, size): (k,) and (k, size); not finite where phi is not defined."""
+
+    def second(self, p: np.ndarray, along: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Hessians of phi at points p (k, size), and their derivatives along directions (k, size): (k, size, size) both."""
+
+
 @dataclass(frozen=True, eq=False)
-class Chart:
+class Perspective:
     """The function phi(p) = line'p - b h(a / b) with a = p[over], b = p[under]; h and its three derivatives by `curve`."""
 
     line: np.ndarray
@@ -36,13 +51,49 @@ class Chart:
     under: int
     curve: Curve
 
+    @property
+    def floor(self) -> np.ndarray:
+        """See Chart."""
+        return np.eye(len(self.line))[self.under]
+
+    def first(self, p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """phi and its gradients at points p (k, size): (k,) and (k, size); not finite where phi is not defined."""
+        with np.errstate(all="ignore"):
+            b = np.where(p[:, self.under] > 0, p[:, self.under], np.nan)
+            r = p[:, self.over] / b[:, None]
+            h, h1, _, _ = self.curve(r)
+            total = h.sum(1)
+            gradient = np.empty(p.shape)
+            gradient[:] = self.line
+            gradient[:, self.over] -= h1
+            gradient[:, self.under] -= total - (r * h1).sum(1)
+            return p @ self.line - b * total, gradient
+
+    def second(self, p: np.ndarray, along: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Hessians of phi at points p (k, size), and their derivatives along directions (k, size): (k, size, size) both."""
+        over, under = self.over, self.under
+        with np.errstate(all="ignore"):
+            b = np.where(p[:, under] > 0, p[:, under], np.nan)[:, None]
+            r = p[:, over] / b
+            _, _, h2, h3 = self.curve(r)
+            slope = np.zeros((len(p), len(over), p.shape[1]))
+            slope[:, np.arange(len(over)), over] = 1.0
+            slope[:, :, under] -= r
+            turn = (slope @ along[:, :, None])[..., 0] / b
+            mixed = np.zeros((len(p), p.shape[1], p.shape[1]))
+            mixed[:, under] = ((turn * h2 / b)[:, None, :] @ slope)[:, 0]
+            weight = (h3 * turn - h2 * along[:, [under]] / b) / b
+            both = slope.mT @ np.concatenate([(h2 / b)[:, :, None] * slope, weight[:, :, None] * slope], 2)
+            hessian, third = both[..., : p.shape[1]], both[..., p.shape[1] :]
+            return -hessian, mixed + mixed.mT - third
+
 
 @dataclass(frozen=True, eq=False)
 class Cone:
     """A cone of some size.
 
-    lift: the linear map of the dual cone onto the cone; inner: a point inside; charts: of its boundary, each valid where
-    its b is positive; fit: which of them suits a point best; alpha: of a power cone.
+    lift: the linear map of the dual cone onto the cone; inner: a point inside; charts: of its boundary; holds: whether a
+    point is in it, edges included; fit: which of the charts suits a point best; alpha: of a power cone.
     """
 
     name: str
@@ -50,58 +101,29 @@ class Cone:
     lift: np.ndarray
     inner: np.ndarray
     charts: tuple[Chart, ...]
+    holds: Callable[[np.ndarray], bool]
     fit: Callable[[np.ndarray], int] = lambda p: 0
     alpha: float = np.nan
 
 
-def first(chart: Chart, p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """phi and its gradients at points p (k, size): (k,) and (k, size); not finite where phi is not defined."""
-    with np.errstate(all="ignore"):
-        b = np.where(p[:, chart.under] > 0, p[:, chart.under], np.nan)
-        r = p[:, chart.over] / b[:, None]
-        h, h1, _, _ = chart.curve(r)
-        total = h.sum(1)
-        gradient = np.empty(p.shape)
-        gradient[:] = chart.line
-        gradient[:, chart.over] -= h1
-        gradient[:, chart.under] -= total - (r * h1).sum(1)
-        return p @ chart.line - b * total, gradient
+def _in_second_order(p: np.ndarray) -> bool:
+    return bool(p[0] >= np.linalg.norm(p[1:]))
 
 
-def second(chart: Chart, p: np.ndarray, along: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Hessians of phi at points p (k, size), and their derivatives along directions (k, size): (k, size, size) both."""
-    over, under = chart.over, chart.under
-    with np.errstate(all="ignore"):
-        b = np.where(p[:, under] > 0, p[:, under], np.nan)[:, None]
-        r = p[:, over] / b
-        _, _, h2, h3 = chart.curve(r)
-        slope = np.zeros((len(p), len(over), p.shape[1]))
-        slope[:, np.arange(len(over)), over] = 1.0
-        slope[:, :, under] -= r
-        turn = (slope @ along[:, :, None])[..., 0] / b
-        mixed = np.zeros((len(p), p.shape[1], p.shape[1]))
-        mixed[:, under] = ((turn * h2 / b)[:, None, :] @ slope)[:, 0]
-        weight = (h3 * turn - h2 * along[:, [under]] / b) / b
-        both = slope.mT @ np.concatenate([(h2 / b)[:, :, None] * slope, weight[:, :, None] * slope], 2)
-        hessian, third = both[..., : p.shape[1]], both[..., p.shape[1] :]
-        return -hessian, mixed + mixed.mT - third
-
-
-def holds(cone: Cone, p: np.ndarray) -> bool:
-    """Whether p is in the cone, its edges included."""
-    if cone.name == "SOC":
-        return bool(p[0] >= np.linalg.norm(p[1:]))
+def _in_exponential(p: np.ndarray) -> bool:
     x, y, z = p
-    if cone.name == "ExpCone":
-        return bool(z >= y * np.exp(x / y)) if y > 0 else bool(y == 0 and x <= 0 and z >= 0)
-    return bool(min(x, y) >= 0 and x**cone.alpha * y ** (1 - cone.alpha) >= abs(z))
+    return bool(z >= y * np.exp(x / y)) if y > 0 else bool(y == 0 and x <= 0 and z >= 0)
+
+
+def _in_power(alpha: float) -> Callable[[np.ndarray], bool]:
+    return lambda p: bool(min(p[:2]) >= 0 and p[0] ** alpha * p[1] ** (1 - alpha) >= abs(p[2]))
 
 
 @cache
 def second_order(size: int) -> Cone:
     """t >= |u| for p = (t, u), as t >= |u|^2 / t."""
     head = np.eye(size)[0]
-    return Cone("SOC", size, np.eye(size), head, (Chart(head, np.arange(1, size), 0, _square),))
+    return Cone("SOC", size, np.eye(size), head, (Perspective(head, np.arange(1, size), 0, _square),), _in_second_order)
 
 
 @cache
@@ -109,10 +131,12 @@ def exponential() -> Cone:
     """z >= y exp(x / y), y > 0 for p = (x, y, z); also as -x >= y (-log)(z / y), better scaled for large x / y."""
     lift = np.array([[1.0, -1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
     charts = (
-        Chart(np.array([0.0, 0.0, 1.0]), np.array([0]), 1, _exp),
-        Chart(np.array([-1.0, 0.0, 0.0]), np.array([2]), 1, _minus_log),
+        Perspective(np.array([0.0, 0.0, 1.0]), np.array([0]), 1, _exp),
+        Perspective(np.array([-1.0, 0.0, 0.0]), np.array([2]), 1, _minus_log),
     )
-    return Cone("ExpCone", 3, lift, np.array([-1.0, 1.0, 1.0]), charts, lambda p: int(p[0] > STEEP * p[1]))
+    return Cone(
+        "ExpCone", 3, lift, np.array([-1.0, 1.0, 1.0]), charts, _in_exponential, lambda p: int(p[0] > STEEP * p[1])
+    )
 
 
 @cache
@@ -120,11 +144,11 @@ def power(alpha: float) -> Cone:
     """x^alpha y^(1 - alpha) >= |z| for p = (x, y, z), as x >= y |z / y|^(1 / alpha) or the same with x and y exchanged."""
     one = np.eye(3)
     charts = (
-        Chart(one[0], np.array([2]), 1, _power(1 / alpha)),
-        Chart(one[1], np.array([2]), 0, _power(1 / (1 - alpha))),
+        Perspective(one[0], np.array([2]), 1, _power(1 / alpha)),
+        Perspective(one[1], np.array([2]), 0, _power(1 / (1 - alpha))),
     )
     lift, inner = np.diag([1 / alpha, 1 / (1 - alpha), 1.0]), np.array([1.0, 1.0, 0.0])
-    return Cone("PowCone3D", 3, lift, inner, charts, lambda p: int(p[1] < FLAT * p[0]), alpha)
+    return Cone("PowCone3D", 3, lift, inner, charts, _in_power(alpha), lambda p: int(p[1] < FLAT * p[0]), alpha)
 
 
 def _square(r: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

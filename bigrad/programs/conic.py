@@ -11,7 +11,9 @@ import numpy as np
 from cvxpy.atoms.elementwise.power import Power, PowerApprox
 from cvxpy.atoms.geo_mean import GeoMeanApprox
 from cvxpy.atoms.pnorm import PnormApprox
+from cvxpy.constraints.nonpos import NonNeg
 from cvxpy.constraints.power import PowConeND
+from cvxpy.constraints.psd import SvecPSD
 from cvxpy.reductions.cone2cone.exact import PowNDConversion
 from cvxpy.reductions.dcp2cone.canonicalizers import CANON_METHODS
 from cvxpy.reductions.dcp2cone.canonicalizers.geo_mean_canon import geo_mean_exact_canon
@@ -19,9 +21,11 @@ from cvxpy.reductions.dcp2cone.canonicalizers.pnorm_canon import pnorm_exact_can
 from cvxpy.reductions.dcp2cone.canonicalizers.power_canon import power_exact_canon
 from cvxpy.reductions.dcp2cone.cone_matrix_stuffing import ParamConeProg
 from cvxpy.reductions.dcp2cone.dcp2cone import Dcp2Cone
+from cvxpy.utilities.psd_utils import TriangleKind, psd_format_mat
 
 from bigrad.programs.bilinear import entries
-from bigrad.programs.cones import Cone, exponential, holds, power, second_order
+from bigrad.programs.cones import Cone, exponential, power, second_order
+from bigrad.programs.spectra import semidefinite
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,8 +33,8 @@ class Conic:
     """The rows of a cone program sorted: equalities, inequalities, then the coordinates of the cones.
 
     cones: in that order. where: for each row of the program its place among the coordinates, -1 for equalities and
-    inequalities. rigid: rows that are equalities. lean: which cones have an s that is never
-    zero (+1) or a multiplier that is not (-1).
+    inequalities. rigid: rows that are equalities. lean: which cones have an s that is never zero (+1) or a multiplier
+    that is not (-1).
     """
 
     cones: tuple[Cone, ...]
@@ -74,13 +78,23 @@ def _exact_norm(atom: Any, args: list[Any], solver_context: Any = None) -> Any:
     return pnorm_exact_canon(atom, args, solver_context)
 
 
-def three_dimensional(rows: Sequence[cp.Constraint]) -> list[cp.Constraint]:
-    """The constraints with power cones of any dimension split into three-dimensional ones."""
+def small_cones(rows: Sequence[cp.Constraint]) -> list[cp.Constraint]:
+    """The constraints with power cones of any dimension split into three-dimensional ones, semidefinite matrices as their
+    triangles, and those of order two as [[a, b], [b, c]] with a + c >= |(a - c, 2b)|.
+    """
     out: list[cp.Constraint] = []
     for row in rows:
         if isinstance(row, PowConeND):
             first, others = PowNDConversion.canonicalize(row, row.args)
             out += [first, *others]
+        elif isinstance(row, cp.PSD) and row.args[0].shape == (1, 1):
+            out.append(NonNeg(row.args[0]))
+        elif isinstance(row, cp.PSD) and row.args[0].shape == (2, 2):
+            X = row.args[0]
+            out.append(cp.SOC(X[0, 0] + X[1, 1], cp.hstack([X[0, 0] - X[1, 1], X[0, 1] + X[1, 0]])))
+        elif isinstance(row, cp.PSD) and row.args[0].ndim == 2:
+            triangle = psd_format_mat(row, TriangleKind.UPPER, True) @ cp.vec(row.args[0], order="F")
+            out.append(SvecPSD(triangle, row.args[0].shape[0]))
         else:
             out.append(row)
     return out
@@ -130,10 +144,15 @@ def _power(constraint: Any) -> tuple[list[Cone], np.ndarray]:
     return [power(float(a)) for a in alphas], _triples(constraint)
 
 
+def _semidefinite(constraint: Any) -> tuple[list[Cone], np.ndarray]:
+    return [semidefinite(constraint.get_data()[0])], np.arange(constraint.size)
+
+
 MAKE: dict[type, Callable[[Any], tuple[list[Cone], np.ndarray]]] = {
     cp.constraints.second_order.SOC: _second_order,
     cp.constraints.exponential.ExpCone: _exponential,
     cp.constraints.power.PowCone3D: _power,
+    SvecPSD: _semidefinite,
 }
 """How each kind of cone constraint is taken apart: its cones, and its rows in their order."""
 
@@ -158,7 +177,7 @@ def _lean(program: ParamConeProg, cones: list[Cone], where: np.ndarray) -> np.nd
     place = np.argsort(where)[np.count_nonzero(where < 0) :]
     for k, cone in enumerate(cones):
         touched = column[inside & (row == place[starts[k]])]
-        heads = place[starts[k] : starts[k + 1]] if cone.size == 3 and cone.name != "SOC" else place[[starts[k]]]
+        heads = place[starts[k] : starts[k + 1]] if cone.name in ("ExpCone", "PowCone3D") else place[[starts[k]]]
         if any(not inside[row == head].any() and (row == head).any() for head in heads):
             lean[k] = 1.0
         elif cone.name == "SOC" and len(touched) == 1 and touched[0] in priced and uses[touched[0]] == 1:
@@ -189,6 +208,6 @@ def _caps(program: ParamConeProg, cones: list[Cone], where: np.ndarray, own: Seq
         step[where[row[inside]]] = value[inside]
         falling = row[straight & (value < 0)]
         ends = zip(cones, starts[:-1], starts[1:], strict=True)
-        if len(falling) == 1 and inside.any() and all(holds(cone, step[a:b]) for cone, a, b in ends):
+        if len(falling) == 1 and inside.any() and all(cone.holds(step[a:b]) for cone, a, b in ends):
             caps.append(int(falling[0]))
     return caps

@@ -65,6 +65,7 @@ def _run(
         "SOC": lambda c: clarabel.SecondOrderConeT(c.size),
         "ExpCone": lambda c: clarabel.ExponentialConeT(),
         "PowCone3D": lambda c: clarabel.PowerConeT(c.alpha),
+        "PSD": lambda c: clarabel.PSDTriangleConeT(round((2 * c.size + 0.25) ** 0.5 - 0.5)),
     }
     shapes = [clarabel.ZeroConeT(zero), clarabel.NonnegativeConeT(nonneg), *(kinds[c.name](c) for c in cones)]
     settings = clarabel.DefaultSettings()

@@ -109,7 +109,7 @@ class Relaxation(AbstractSolver):
             if convex and top.status == uno.SUCCESS:
                 bound = top.F
             if top.status == uno.INFEASIBLE:
-                begun = self.starts if convex else begun
+                begun = self.starts if convex and not search.stages.cones else begun
             else:
                 search.down_from(top if top.status == uno.SUCCESS else search.origin)
             base = top if top.status == uno.SUCCESS else search.origin

@@ -186,6 +186,8 @@ def _reason(stages: Stages, top: State, convex: bool) -> Status:
         return Status.INFEASIBLE_LOWER
     if straight[optimal].all() and impossible(np.r_[leader, optimal]):
         return Status.UNBOUNDED_LOWER
+    if stages.cones:  # Uno may stop at an apex, so its word is no proof
+        return Status.INFEASIBLE_UPPER if impossible(np.flatnonzero(straight)) else Status.NOT_FOUND
     if convex and top.status == uno.INFEASIBLE:
         return Status.INFEASIBLE_UPPER
     return Status.NOT_FOUND
