@@ -13,12 +13,22 @@ from helpers import Case, brute_force, case, check_point, reply
 import bigrad as bg
 from bigrad.programs.blocks import Blocks
 from bigrad.programs.cones import exponential, power, second_order
+from bigrad.programs.spectra import semidefinite
 from bigrad.solution import Status
 
 # The cones themselves
 
-CONES = [second_order(4), exponential(), power(0.3), second_order(2), exponential(), power(0.5)]
-CHARTS = [(0, 0, 0, 1, 1, 3), (1, 2, 2, 0, 3, 1), (0, 1, 1, 1, 2, 0)]
+CONES = [
+    second_order(4),
+    exponential(),
+    power(0.3),
+    semidefinite(3),
+    second_order(2),
+    exponential(),
+    power(0.5),
+    semidefinite(4),
+]
+CHARTS = [(0, 0, 0, 1, 1, 1, 3, 0), (1, 2, 2, 0, 0, 3, 1, 1), (0, 1, 1, 1, 1, 2, 0, 0)]
 
 
 def blocks() -> tuple[Blocks, np.ndarray]:
@@ -59,22 +69,26 @@ def test_first_and_second_derivatives_of_every_chart(charts) -> None:
     assert np.allclose(half + np.tril(half, -1).T, slope(lambda u: m @ jacobian(u)), atol=1e-7)
 
 
-@pytest.mark.parametrize("cone", CONES[:3], ids=lambda c: c.name)
+@pytest.mark.parametrize("cone", CONES[:4], ids=lambda c: c.name)
 def test_charts_and_lifts_make_dual_pairs(cone) -> None:
     """On the boundary of the cone, grad phi is in the dual cone and orthogonal to the point, in every chart of it."""
     rng, dual_of = np.random.default_rng(0), np.linalg.inv(cone.lift)
-    inside = [p for p in rng.standard_normal((400, cone.size)) if cone.holds(p)]
-    assert len(inside) > 10
+    inside = [p for p in rng.standard_normal((400, cone.size)) + cone.inner / 2 if cone.holds(p)]
+    met = 0
     for p in inside:
         assert all(dual_of @ q @ p >= -1e-12 for q in inside)
         for chart in cone.charts:
             value, gradient = chart.first(p[None])
             assert value[0] >= 0
-            edge = p - value[0] * chart.line / (chart.line @ chart.line) / max(1.0, abs(chart.line).max())
-            value, gradient = chart.first(edge[None])
-            if abs(value[0]) <= 1e-12:
+            edge = p.copy()
+            for _ in range(50):  # to the boundary, by Newton's method along the gradient
+                value, gradient = chart.first(edge[None])
+                edge -= value[0] * gradient[0] / (gradient[0] @ gradient[0])
+            if np.isfinite(edge).all() and chart.floor @ edge > 1e-3:
                 assert abs(gradient[0] @ edge) <= 1e-9
                 assert cone.holds(cone.lift @ gradient[0] + 1e-9 * cone.inner)
+                met += 1
+    assert met > 10
 
 
 # Followers with a closed form: the leader wants x == t, so y is the follower's answer to t, and dy/dt its derivative
@@ -99,6 +113,16 @@ def dual_power(c: torch.Tensor, p: float) -> torch.Tensor:
     """The y with pnorm(y, p) == 1 along which c falls fastest."""
     q = p / (p - 1)
     return -c.sign() * c.abs() ** (q - 1) / (c.abs() ** q).sum() ** (1 / p)
+
+
+def square(y: cp.Variable) -> cp.Expression:
+    return cp.bmat([[y[0], y[1]], [y[1], y[2]]])
+
+
+def semidefinite_part(c: torch.Tensor) -> torch.Tensor:
+    values, vectors = torch.linalg.eigh(torch.stack([c[:2], c[1:]]))
+    part = vectors @ torch.diag(values.clamp(min=0)) @ vectors.T
+    return torch.stack([part[0, 0], part[0, 1], part[1, 1]])
 
 
 W = np.array([0.2, 0.3, 0.5])
@@ -153,6 +177,16 @@ FOLLOWERS: dict[str, Follower] = {
         lambda x, y: (cp.quad_over_lin(y[:2] - x[:2], y[2]) + y[2], [y[:2] >= x[2]]),
         lambda t: torch.cat([torch.maximum(t[:2], t[2]), norm(orthant(t[2] - t[:2]))[None]]),
         [0.5, -0.4, 1.0],
+    ),
+    "projection on semidefinite matrices": (
+        lambda x, y: (cp.sum_squares(square(y - x)), [square(y) >> 0]),
+        semidefinite_part,
+        [1.0, 2.0, -0.5],
+    ),
+    "negative definite, projected": (
+        lambda x, y: (cp.sum_squares(square(y - x)), [square(y) >> 0]),
+        semidefinite_part,
+        [-1.0, 0.2, -0.5],
     ),
     "softmax": (
         lambda x, y: (x @ y - cp.sum(cp.entr(y)), [cp.sum(y) == 1]),
@@ -305,6 +339,49 @@ def test_random_programs(name: str, seed: int) -> None:
     report = compare(problem, seed=seed, random=1, coordinates=1, solver=solver)
     assert report.worst <= 1e-5
     assert len(report.agreeing) >= len(report.kinks)
+
+
+def semidefinite_program(kind: str, order: int, seed: int) -> Case:
+    """A follower whose target matrix the leader moves."""
+    rng = np.random.default_rng([order, seed])
+    x, Y = cp.Variable(2, name="x", bounds=[-2, 2]), cp.Variable((order, order), name="Y")
+    t = cp.Parameter((order, order), name="t")
+
+    def symmetric() -> np.ndarray:
+        made = rng.standard_normal((order, order))
+        return (made + made.T) / 2
+
+    near = cp.sum_squares(Y - x[0] * symmetric() - x[1] * symmetric() - (t + t.T) / 2)
+    lower, rows = {
+        "projection": (near, [Y >> 0]),
+        "largest eigenvalue": (near / 2 + 0.5 * cp.lambda_max(Y), []),
+        "nearest correlation": (near, [Y >> 0, cp.diag(Y) == 1]),
+    }[kind]
+    upper = cp.sum_squares(Y - 1.5 * symmetric()) + 0.3 * cp.sum_squares(x)
+    return case(upper, lower, Y, [], [Y == Y.T, *rows], {t: symmetric()})
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("kind", ["projection", "largest eigenvalue", "nearest correlation"])
+@pytest.mark.parametrize("order", [2, 3])
+def test_semidefinite_followers(order: int, kind: str, seed: int) -> None:
+    problem, solver = semidefinite_program(kind, order, seed), bg.Relaxation(starts=3)
+    solution = problem.program.solve(problem.values, solver=solver, verify=True)
+    assert solution.status in (Status.GLOBAL, Status.LOCAL), solution
+    assert abs(solution.stats.follower_gap) <= 1e-7
+    check_point(problem, solution)
+    report = compare(problem, seed=seed, random=1, coordinates=1, solver=solver)
+    assert report.worst <= 1e-5
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_larger_semidefinite_followers_are_right_or_not_found(seed: int) -> None:
+    """Of order four, a matrix and its multiplier may both have rank two, where there is no chart."""
+    problem = semidefinite_program("projection", 4, seed)
+    solution = problem.program.solve(problem.values, solver=bg.Relaxation(starts=2))
+    assert solution.status in (Status.LOCAL, Status.NOT_FOUND, Status.ITERATION_LIMIT)
+    if solution.status.ok:
+        check_point(problem, solution)
 
 
 @pytest.mark.parametrize("name", ["a ball that moves", "two norms", "entropy", "cubes"])

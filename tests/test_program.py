@@ -52,8 +52,8 @@ REFUSED = {
     "a product of the follower's variables": (lambda: declare(X2, Y * Z - X * Y, [Y, Z]), r"not convex.* at y \* z"),
     "a weight of unknown sign": (lambda: declare(X2, P * Y2, [Y]), "not convex"),
     "a leader's weight of unknown sign": (lambda: declare(X2, X * cp.square(Y), [Y]), "not convex"),
-    "a semidefinite lower constraint": (
-        lambda: declare(X2, cp.lambda_max(cp.diag(cp.hstack([Y, Y, Y]))), [Y]), "needs the cones PSD.*second-order"),
+    "an approximated cone": (
+        lambda: declare(X2, Y2, [Y], below=[cp.RelEntrConeQuad(Y + 1, cp.Constant(1.0), Y, 3, 3)]), "needs the cones RelEntrConeQuad.*second-order"),
     "a semidefinite follower": (lambda: declare(X2, cp.trace(SYMMETRIC), [SYMMETRIC]), "attribute symmetric"),
     "parameter times leader": (
         lambda: declare(X2, cp.square(Y) + P * X * Y, [Y]),

@@ -40,8 +40,7 @@ def declare(upper: cp.Problem, lower: cp.Problem, responds: Sequence[cp.Variable
     if beyond := unsupported(cone):
         raise DeclarationError(
             f"The lower problem needs the cones {', '.join(beyond)}, which have no exact road here yet. A lower level may use equalities, "
-            "inequalities, second-order, exponential and power cones, and semidefinite ones of order two (as from lambda_max of a 2 by 2 "
-            "matrix), with a convex quadratic objective."
+            "inequalities, second-order, exponential, power and semidefinite cones, with a convex quadratic objective."
         )
 
     sign = 1.0 if isinstance(upper.objective, cp.Minimize) else -1.0
