@@ -30,8 +30,9 @@ def bilevel(
     indifferent, its answer is the one that the leader likes best (the optimistic convention). Terms of the lower
     objective that the follower cannot influence do not matter and may be of any form.
 
-    The lower level must be convex in the follower's variables and reduce to linear constraints with a convex quadratic
-    objective, and be DPP once the leader's variables are taken as parameters. The upper level may be anything smooth,
+    The lower level must be convex in the follower's variables, made of linear, second-order, exponential, power and
+    semidefinite cones with a convex quadratic objective (nearly every convex atom is), and be DPP once the leader's variables are taken as
+    parameters. The upper level may be anything smooth,
     or convex. Raises DeclarationError, with what to change, for a declaration that cannot mean what it says.
 
     Prices: the upper problem may mention `c.dual_variables[0]` of any equality or inequality c of the lower problem that

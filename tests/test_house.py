@@ -72,7 +72,7 @@ INSIDE = {
         {"search", "stages"},
         {"piece", "starts", "uno"},
         {"equilibrium"},
-        {"active", "convex", "diagnose", "primal_dual", "scaling", "separable"},
+        {"active", "conic", "convex", "diagnose", "primal_dual", "scaling", "separable"},
         {"base"},
     ],
     "gradients": [{"implicit", "proximal"}, {"base"}],
@@ -83,7 +83,9 @@ INSIDE = {
         {"assemble", "convex", "data", "smooth"},
         {"newton", "prices", "source", "system"},
         {"canonical", "checks", "engine", "payoff", "projection", "roles"},
-        {"atoms", "bilinear", "curved", "expressions"},
+        {"blocks", "conic"},
+        {"spectra"},
+        {"atoms", "bilinear", "cones", "curved", "expressions"},
     ],
 }
 

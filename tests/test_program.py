@@ -52,8 +52,10 @@ REFUSED = {
     "a product of the follower's variables": (lambda: declare(X2, Y * Z - X * Y, [Y, Z]), r"not convex.* at y \* z"),
     "a weight of unknown sign": (lambda: declare(X2, P * Y2, [Y]), "not convex"),
     "a leader's weight of unknown sign": (lambda: declare(X2, X * cp.square(Y), [Y]), "not convex"),
-    "a quadratic lower constraint": (lambda: declare(X2, Y2, [Y], below=[cp.square(Y) <= 1]), "needs the cones SOC.*linear equalities"),
-    "an exponential follower": (lambda: declare(X2, cp.exp(Y - X), [Y]), "needs the cones ExpCone"),
+    "an approximated cone": (
+        lambda: declare(X2, Y2, [Y], below=[cp.RelEntrConeQuad(Y + 1, cp.Constant(1.0), Y, 3, 3)]),
+        "needs the cones RelEntrConeQuad.*second-order",
+    ),
     "a semidefinite follower": (lambda: declare(X2, cp.trace(SYMMETRIC), [SYMMETRIC]), "attribute symmetric"),
     "an integer follower": (lambda: declare(X2, cp.square(INTEGER - X), [INTEGER]), "follower variable 'k' is integer"),
     "a boolean follower": (lambda: declare(X2, cp.square(BOOLEAN - X), [BOOLEAN]), "follower variable 'k' is integer"),

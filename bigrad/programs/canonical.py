@@ -17,10 +17,10 @@ import cvxpy as cp
 import numpy as np
 import scipy.sparse as sp
 from cvxpy.reductions.dcp2cone.cone_matrix_stuffing import ConeMatrixStuffing, ParamConeProg
-from cvxpy.reductions.dcp2cone.dcp2cone import Dcp2Cone
 from cvxpy.utilities import scopes
 
 from bigrad.affine import Affine, constant
+from bigrad.programs.conic import exact_cones, small_cones
 
 LINEAR_CONES = (cp.constraints.zero.Zero, cp.constraints.nonpos.NonNeg)
 
@@ -86,9 +86,9 @@ def stuff(objective: cp.Expression, constraints: Sequence[cp.Constraint]) -> Par
 def stuff_and_locate(
     objective: cp.Expression, constraints: Sequence[cp.Constraint]
 ) -> tuple[ParamConeProg, list[slice]]:
-    """The same, and which rows of the cone program each constraint became; auxiliary rows are no one's."""
+    """The same, and which rows of the cone program each equality or inequality became; others' are not told."""
     with scopes.quad_form_dpp_scope():
-        reduction, own = Dcp2Cone(quad_obj=True), []
+        reduction, own = exact_cones(), []
         goal, rows = reduction.canonicalize_tree(cp.Minimize(objective), True)
         for constraint in constraints:
             if isinstance(constraint, cp.constraints.NonPos):  # CVXPY's stuffing would drop it without a word
@@ -96,10 +96,10 @@ def stuff_and_locate(
             row, extra = reduction.canonicalize_tree(constraint, False)
             own.append(row.id)
             rows += [*extra, row]
-        program = ConeMatrixStuffing(quad_obj=True).apply(cp.Problem(goal, rows))[0]
+        program = ConeMatrixStuffing(quad_obj=True).apply(cp.Problem(goal, small_cones(rows)))[0]
     ends = np.cumsum([0, *(c.size for c in program.constraints)])
     at = {c.id: slice(int(a), int(b)) for c, a, b in zip(program.constraints, ends, ends[1:], strict=False)}
-    return program, [at[i] for i in own]
+    return program, [at.get(i, slice(0)) for i in own]
 
 
 def level(program: ParamConeProg, variables: Sequence[cp.Variable], inputs: Sequence[cp.Parameter]) -> Level:

@@ -13,6 +13,7 @@ from bigrad.programs import canonical, expressions
 from bigrad.programs.assemble import assemble
 from bigrad.programs.canonical import Level
 from bigrad.programs.checks import check_lower, check_upper
+from bigrad.programs.conic import conic, unsupported
 from bigrad.programs.data import Extraction
 from bigrad.programs.prices import Prices, in_cone, in_level
 from bigrad.programs.roles import Roles, declared_bounds, declared_sign, sort_roles
@@ -53,13 +54,11 @@ def declare(
     below = _joined(belows)
     inputs = [*roles.parameters, *pseudo]
     cone, places = canonical.stuff_and_locate(below.objective.expr, below.constraints)
-    if beyond := canonical.cones_beyond_linear(cone):
+    if beyond := unsupported(cone):
         raise DeclarationError(
-            f"The lower problem needs the cones {', '.join(beyond)}; a lower level must reduce to linear equalities and "
-            "inequalities with a convex quadratic objective. Quadratic constraints, norms other than 1 and inf, exponentials and "
-            "semidefinite constraints of the follower have no exact road here yet."
+            f"The lower problem needs the cones {', '.join(beyond)}, which have no exact road here yet. A lower level may use equalities, "
+            "inequalities, second-order, exponential, power and semidefinite cones, with a convex quadratic objective."
         )
-    level = canonical.level(cone, [source.plain[v.id] for v in roles.follower], inputs)
     priced = {c.id for c in roles.priced}
     rows = [(c, at) for c, at in zip(source.rows, places, strict=True) if c is not None and c.id in priced]
 
@@ -68,13 +67,16 @@ def declare(
         swap = plain | prices.swap(roles.asked)
         return goal.tree_copy(swap), [*(c.tree_copy(swap) for c in limits), *bounds]
 
-    prices = in_level(rows, level)
-    multipliers = prices.multipliers if roles.asked else None
-    objective, constraints = above(prices)
-    maps, convex, reason = quadratic_form(objective, constraints, level, roles, source.plain, multipliers)
-    in_full = in_cone(rows, cone.constr_size, cone.cone_dims.zero)
-    if roles.asked:
-        objective, constraints = above(in_full)
+    answers = [source.plain[v.id] for v in roles.follower]
+    prices = in_full = in_cone(rows, conic(cone, answers))
+    if beyond := canonical.cones_beyond_linear(cone):
+        maps, convex, reason = None, False, f"the lower level needs the cones {', '.join(beyond)}"
+    else:
+        level = canonical.level(cone, answers, inputs)
+        prices = in_level(rows, level)
+        multipliers = prices.multipliers if roles.asked else None
+        maps, convex, reason = quadratic_form(*above(prices), level, roles, source.plain, multipliers)
+    objective, constraints = above(in_full)
     smooth = Smooth(
         objective=objective,
         constraints=tuple(constraints),

@@ -18,6 +18,7 @@ import scipy.sparse as sp
 
 from bigrad.program import Unknown
 from bigrad.programs.canonical import Level
+from bigrad.programs.conic import Conic
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,10 +51,19 @@ class Prices:
         )
 
 
-def in_cone(rows: Sequence[tuple[cp.Constraint, slice]], count: int, equalities: int) -> Prices:
-    """Prices of constraints whose rows in a cone program of `count` rows, equalities first, are given."""
-    order = np.r_[np.arange(equalities, count), np.arange(equalities)]  # (lam, nu) by rows of the cone program
-    return _prices(rows, sp.csr_array((np.ones(count), (order, np.arange(count))), shape=(count, count)))
+def in_cone(rows: Sequence[tuple[cp.Constraint, slice]], conic: Conic) -> Prices:
+    """Prices of constraints whose rows in a cone program are given.
+
+    An inequality that is held as an equality there has a multiplier of the opposite sign.
+    """
+    inside, rigid = conic.where >= 0, conic.rigid
+    soft, count = ~inside & ~rigid, len(rigid)
+    pairs, equalities = int(soft.sum()) + len(conic.cones), int(rigid.sum())
+    at, signs = np.zeros(count, int), np.where(rigid & (np.arange(count) >= conic.zero), -1.0, 1.0)
+    at[soft], at[rigid] = np.arange(soft.sum()), pairs + np.arange(equalities)
+    at[inside] = pairs + equalities + conic.where[inside]
+    width = pairs + equalities + conic.size
+    return _prices(rows, sp.csr_array((signs, (np.arange(count), at)), shape=(count, width)))
 
 
 def in_level(rows: Sequence[tuple[cp.Constraint, slice]], level: Level) -> Prices:

@@ -6,7 +6,8 @@ its adjoint.
 v = (x, y, extra, lam, nu): leader variables, follower variables, auxiliary variables of both levels, the follower's
 multipliers. The rows r are, in this order, the follower's stationarity P u + q - A'lam + H'nu, minus its slacks -s,
 its equalities, the upper inequalities and the upper equalities. The first three come from CVXPY's cone program of
-the lower level and are bilinear, the last two and F from CVXPY's derivative engine. With m = (sigma, kappa, eta,
+the lower level and are bilinear, the last two and F from CVXPY's derivative engine. Each cone of the follower adds its
+point s == A u + b, its multiplier, one pair and their rows (bigrad/programs/blocks.py). With m = (sigma, kappa, eta,
 gamma, eps) the multipliers of r, the unknown is w = (v, m) and
 
     L(w) = F(v) + m'r(v) - tau'lam,
@@ -34,6 +35,8 @@ from cvxpy.utilities import scopes
 
 from bigrad.linear import solve_free
 from bigrad.programs.bilinear import Bilinear, entries
+from bigrad.programs.blocks import Blocks
+from bigrad.programs.conic import Conic, conic
 from bigrad.programs.engine import EQUALITIES, INEQUALITIES, Canonical, Engine, bounds, canonicalise
 from bigrad.programs.system import Compiled, Layout, System
 from bigrad.solution import DeclarationError
@@ -67,7 +70,7 @@ class Smooth:
 
         reason: why the program is not quadratic.
         """
-        lead = f"The upper level is not quadratic ({reason}), so it must be smooth"
+        lead = f"The program is not quadratic ({reason}), so the upper level must be smooth"
         for piece in (self.objective, *self.constraints):
             what = "objective" if piece is self.objective else "constraint"
             if not isinstance(piece, (cp.Expression, *EQUALITIES, *INEQUALITIES)):
@@ -137,17 +140,41 @@ class Smooth:
         """The sizes of the parts of w."""
         x, y = (sum(v.size for v in part) for part in (self.leader, self.follower))
         known = sum(v.size for v in self.follower if v.id in self.cone.var_id_to_col)
-        equalities = self.cone.cone_dims.zero
+        equalities, blocks, size = int(self._conic.rigid.sum()), len(self._conic.cones), self._conic.size
         engine, (low, high) = self._sizes
         return Layout(
             x=x,
             y=y,
-            extra=self.cone.x.size - known + len(low),
-            pairs=self.cone.constr_size - equalities,
-            equalities=equalities,
-            stationarity=self.cone.x.size,
-            upper=engine[0] + int(np.isfinite(low).sum() + np.isfinite(high).sum()),
+            extra=self.cone.x.size - known + size + blocks + len(low),
+            pairs=self.cone.constr_size - equalities - size + blocks,
+            equalities=equalities + size,
+            stationarity=self.cone.x.size + size + blocks,
+            upper=engine[0] + int(np.isfinite(low).sum() + np.isfinite(high).sum()) + blocks,
             upper_equalities=engine[1],
+        )
+
+    @cached_property
+    def _conic(self) -> Conic:
+        return conic(self.cone, self.follower)
+
+    @cached_property
+    def _blocks(self) -> Blocks:
+        """The cones: s and charts behind the auxiliary variables of the lower level, lam and mu among its multipliers."""
+        layout, count, size = self.layout, len(self._conic.cones), self._conic.size
+        _, _, lam, nu, sigma, kappa, _, gamma, _ = layout.blocks
+        first = int(max(self._columns.max(initial=-1) + 1, layout.x + layout.y))
+        rows = sigma.start - layout.primal
+        return Blocks(
+            cones=self._conic.cones,
+            lean=self._conic.lean,
+            s=first + np.arange(size),
+            lam=nu.stop - size + np.arange(size),
+            mu=lam.stop - count + np.arange(count),
+            chart=first + size + np.arange(count),
+            coupling=rows + self.cone.x.size + np.arange(size),
+            pinned=rows + self.cone.x.size + size + np.arange(count),
+            slack=kappa.stop - layout.primal - count + np.arange(count),
+            domain=gamma.stop - layout.primal - count + np.arange(count),
         )
 
     @cached_property
@@ -162,7 +189,7 @@ class Smooth:
         variables = (*self.leader, *self.follower, *self._extra)
         starts = np.cumsum([0, *(v.size for v in variables)])
         place = {v.id: int(s) for v, s in zip(variables, starts, strict=False)}
-        behind = int((self._columns >= self.layout.x + self.layout.y).sum())
+        behind = int((self._columns >= self.layout.x + self.layout.y).sum()) + self._conic.size + len(self._conic.cones)
         place = {i: s + (behind if i in {v.id for v in self._extra} else 0) for i, s in place.items()}
         return place if self.multipliers is None else place | {self.multipliers.id: self.layout.blocks[2].start}
 
@@ -187,7 +214,9 @@ class Smooth:
         v = np.zeros(self.layout.primal)
         for variable, value in zip(self._canonical.variables, self._canonical.start, strict=True):
             v[self._place[variable.id] + np.arange(variable.size)] = np.ravel(value, order="F")
-        return np.clip(v, *self._domain)
+        blocks = self._blocks
+        s, lam = blocks.inner()
+        return blocks.seat(np.clip(v, *self._domain), s, lam)
 
     @cached_property
     def _inputs(self) -> np.ndarray:
@@ -210,14 +239,18 @@ class Smooth:
 
     @cached_property
     def _lower(self) -> Bilinear:
-        """The follower's stationarity, minus its slacks, and its equalities."""
-        layout, cone, place = self.layout, self.cone, self._inputs
-        n, equalities = cone.x.size, layout.equalities
+        """The follower's stationarity, minus its slacks, its equalities, and the cones' A u + b - s."""
+        layout, cone, place, blocks = self.layout, self.cone, self._inputs, self._blocks
+        n, where, rigid = cone.x.size, self._conic.where, self._conic.rigid
         size = layout.primal + sum(p.size for p in self.parameters) + 1
         one, u = size - 1, np.r_[self._columns, size - 1]
         _, _, lam, nu, _, kappa, eta, *_ = layout.blocks
-        multiplier = np.r_[np.arange(nu.start, nu.stop), np.arange(lam.start, lam.stop)]
-        row_at = np.r_[np.arange(eta.start, eta.stop), np.arange(kappa.start, kappa.stop)] - layout.primal
+        multiplier, row_at = np.zeros(len(where), int), np.zeros(len(where), int)
+        equalities, inside, soft = int(rigid.sum()), where >= 0, ~rigid & (where < 0)
+        for chosen, offset, first in ((rigid, nu.start, eta.start), (soft, lam.start, kappa.start)):
+            multiplier[chosen], row_at[chosen] = (start + np.arange(chosen.sum()) for start in (offset, first))
+        multiplier[inside], row_at[inside] = blocks.lam[where[inside]], eta.start + equalities + where[inside]
+        row_at -= layout.primal
         terms: list[tuple[np.ndarray, ...]] = []
         if cone.P is not None:
             r, c, k, value = entries(cone.P, n)
@@ -226,11 +259,15 @@ class Smooth:
         inside = r < n
         terms.append((r[inside], place[k[inside]], np.full(inside.sum(), one), value[inside]))
         r, c, k, value = entries(cone.A, cone.constr_size)
-        sign = np.where(r < equalities, 1.0, -1.0)
+        sign = np.where(soft[r], -1.0, 1.0)
         terms.append((row_at[r], place[k], u[c], sign * value))
+        both = np.arange(len(blocks.s))
+        terms.append(
+            (eta.start - layout.primal + equalities + both, blocks.s, np.full(len(both), one), -np.ones(len(both)))
+        )
         inside = c < n
         r, c, k, value = r[inside], c[inside], k[inside], value[inside]
-        terms.append((c, place[k], multiplier[r], np.where(r < equalities, value, -value)))
+        terms.append((c, place[k], multiplier[r], np.where(rigid[r], value, -value)))
         row, left, right, coefficient = (np.concatenate(parts) for parts in zip(*terms, strict=True))
         return Bilinear(
             layout.stationarity + layout.pairs + layout.equalities, layout.primal, size, row, left, right, coefficient
@@ -250,6 +287,8 @@ class Smooth:
             engine=self._engine,
             promoted=promoted,
             cone=self.cone,
+            conic=self._conic,
+            blocks=self._blocks,
             columns=self._columns,
             inputs=self._inputs,
             low=low,

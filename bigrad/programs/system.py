@@ -11,6 +11,8 @@ import numpy as np
 from cvxpy.reductions.dcp2cone.cone_matrix_stuffing import ParamConeProg
 
 from bigrad.programs.bilinear import Bilinear
+from bigrad.programs.blocks import NO_BLOCKS, Blocks
+from bigrad.programs.conic import Conic
 from bigrad.programs.engine import Engine
 
 
@@ -44,8 +46,9 @@ class Layout(NamedTuple):
 class Follower(NamedTuple):
     """The lower level at a fixed x, in all of its variables u, whose places in v are `at`.
 
-    min over u of 1/2 u'Pu + q'u with A u + b >= 0 and H u + h == 0; in a game, an equilibrium of stationarity P u + N u + q.
-    P, A, b, H and h are taken at the other followers' present answers, if they depend on them: `moving`.
+    min over u of 1/2 u'Pu + q'u with A u + b >= 0, H u + h == 0, and C u + d in the cones of `blocks`; in a game, an equilibrium
+    of stationarity P u + N u + q. P and the rows are taken at the other followers' present answers, if they depend on
+    them: `moving`.
     """
 
     P: np.ndarray
@@ -55,6 +58,9 @@ class Follower(NamedTuple):
     H: np.ndarray
     h: np.ndarray
     at: np.ndarray
+    C: np.ndarray
+    d: np.ndarray
+    blocks: Blocks = NO_BLOCKS
     N: np.ndarray | None = None
     moving: bool = False
 
@@ -64,9 +70,9 @@ class Compiled:
     """A Smooth program in numbers, for any parameter values.
 
     lower: its rows of the follower. engine: the upper level. promoted: the same with the wanted parameters as unknowns.
-    cone: CVXPY's cone program of the lower level; columns: the place in v of each of its variables; inputs: the place
-    in e = (v, theta, 1) of each column of its tensors. low, high: bounds on v. origin: a v where all can be evaluated.
-    priced: whether the upper level mentions the follower's multipliers.
+    cone: CVXPY's cone program of the lower level, conic and blocks: its cones and their rows; columns: the place in v of
+    each of its variables; inputs: the place in e = (v, theta, 1) of each column of its tensors. low, high: bounds on v.
+    origin: a v where all can be evaluated. priced: whether the upper level mentions the follower's multipliers.
     """
 
     layout: Layout
@@ -74,6 +80,8 @@ class Compiled:
     engine: Engine
     promoted: Callable[[tuple[bool, ...]], Engine]
     cone: ParamConeProg
+    conic: Conic
+    blocks: Blocks
     columns: np.ndarray
     inputs: np.ndarray
     low: np.ndarray
@@ -96,18 +104,19 @@ class System:
         self.above = np.flatnonzero(np.isfinite(self.high))
         self.bound_columns = bound = np.r_[self.below, self.above]
         self.bound_rows = count + engine.inequalities + np.arange(len(bound))
-        self._slot = (
-            count
-            + np.r_[np.arange(engine.inequalities), engine.inequalities + len(bound) + np.arange(engine.equalities)]
-        )
+        self.blocks = blocks = compiled.blocks
+        behind = engine.inequalities + len(bound) + len(blocks.domain)
+        self._slot = count + np.r_[np.arange(engine.inequalities), behind + np.arange(engine.equalities)]
         self._signs = np.r_[-np.ones(len(self.below)), np.ones(len(self.above))]
         self.jacobian_at = (
-            np.r_[self.lower.jacobian_at.rows, self._slot[engine.jacobian_at.rows], self.bound_rows],
-            np.r_[self.lower.jacobian_at.columns, engine.jacobian_at.columns, bound],
+            np.r_[
+                self.lower.jacobian_at.rows, self._slot[engine.jacobian_at.rows], self.bound_rows, blocks.jacobian_at[0]
+            ],
+            np.r_[self.lower.jacobian_at.columns, engine.jacobian_at.columns, bound, blocks.jacobian_at[1]],
         )
         self.hessian_at = (
-            np.r_[self.lower.hessian_at.rows, engine.hessian_at.rows],
-            np.r_[self.lower.hessian_at.columns, engine.hessian_at.columns],
+            np.r_[self.lower.hessian_at.rows, engine.hessian_at.rows, blocks.hessian_at[0]],
+            np.r_[self.lower.hessian_at.columns, engine.hessian_at.columns, blocks.hessian_at[1]],
         )
 
     @property
@@ -127,15 +136,20 @@ class System:
         """All rows r(v), in the order of m."""
         upper, k = self.engine.rows(v), self.engine.inequalities
         bound = np.r_[self.low[self.below] - v[self.below], v[self.above] - self.high[self.above]]
-        return np.concatenate([self.lower.values(np.r_[v, self.tail]), upper[:k], bound, upper[k:]])
+        domain = np.zeros(len(self.blocks.domain))
+        rows = np.concatenate([self.lower.values(np.r_[v, self.tail]), upper[:k], bound, domain, upper[k:]])
+        rows[self.blocks.rows_at] += self.blocks.values(v)
+        return rows
 
     def jacobian(self, v: np.ndarray) -> np.ndarray:
         """Entries of the Jacobian of r, at `jacobian_at`."""
-        return np.concatenate([self.lower.jacobian(np.r_[v, self.tail]), self.engine.jacobian(v), self._signs])
+        below, cones = self.lower.jacobian(np.r_[v, self.tail]), self.blocks.jacobian(v)
+        return np.concatenate([below, self.engine.jacobian(v), self._signs, cones])
 
     def hessian(self, v: np.ndarray, factor: float, m: np.ndarray) -> np.ndarray:
         """Entries of the lower triangle of the Hessian of factor F + m'r, at `hessian_at`; entries may repeat."""
-        return np.concatenate([self.lower.hessian(m), self.engine.hessian(v, factor, m[self._slot])])
+        above, cones = self.engine.hessian(v, factor, m[self._slot]), self.blocks.hessian(v, m)
+        return np.concatenate([self.lower.hessian(m), above, cones])
 
     def matrix(self, w: np.ndarray) -> np.ndarray:
         """The symmetric matrix of second derivatives of L at w, dense."""
@@ -177,17 +191,19 @@ class System:
 
     def follower(self, v: np.ndarray) -> Follower:
         """The lower level at the leader's part of v."""
-        cone, layout, places = self.compiled.cone, self.layout, self.compiled.inputs
-        z = layout.x + layout.y
+        cone, conic, layout, places = self.compiled.cone, self.compiled.conic, self.layout, self.compiled.inputs
+        z, columns = layout.x + layout.y, self.compiled.columns
         inputs = np.r_[v[:z], np.zeros(layout.primal - z), self.tail][places]
-        n, rows, k = cone.x.size, cone.constr_size, layout.equalities
+        n, rows, rigid = cone.x.size, cone.constr_size, conic.rigid
         P = np.zeros((n, n)) if cone.P is None else (cone.P @ inputs).reshape(n, n)
-        A = (cone.A @ inputs).reshape(n + 1, rows).T
+        every = (cone.A @ inputs).reshape(n + 1, rows).T
+        A, H, C = every[~rigid & (conic.where < 0)], every[rigid], conic.gather(every)
         q, N, moving = (cone.q @ inputs)[:n], None, False
         rivals = np.flatnonzero((places >= layout.x) & (places < z))
         if len(rivals):
             N, moving = np.zeros((n, layout.primal)), any(m is not None and m[:, rivals].nnz for m in (cone.A, cone.P))
             N[:, places[rivals]] = cone.q[:n, rivals].toarray()
-            q, N = q - N @ np.r_[v[:z], np.zeros(layout.primal - z)], N[:, self.compiled.columns]
-        at = self.compiled.columns
-        return Follower((P + P.T) / 2, q, A[k:, :n], A[k:, n], A[:k, :n], A[:k, n], at, N, moving)
+            q, N = q - N @ np.r_[v[:z], np.zeros(layout.primal - z)], N[:, columns]
+        return Follower(
+            (P + P.T) / 2, q, A[:, :n], A[:, n], H[:, :n], H[:, n], columns, C[:, :n], C[:, n], self.blocks, N, moving
+        )

@@ -45,7 +45,7 @@ NODES = 512
 
 @dataclass(frozen=True)
 class Relaxation(AbstractSolver):
-    """Solver for a lower QP or LP under any smooth upper level: price times demand, exponentials, logarithms.
+    """Solver for any smooth upper level over a follower with a QP, an LP or a cone program: price times demand, entropies.
 
     Answers are local optima; more starts find better ones. starts: searches per item, the first from the high-point
     relaxation (both levels' constraints, the leader's objective), the others from its optima for random objectives.
@@ -114,7 +114,7 @@ class Relaxation(AbstractSolver):
             if convex and top.status == uno.SUCCESS:
                 bound = top.F
             if top.status == uno.INFEASIBLE:
-                begun = self.starts if convex else begun
+                begun = self.starts if convex and not search.stages.cones else begun
             else:
                 search.down_from(top if top.status == uno.SUCCESS else search.origin)
             base = top if top.status == uno.SUCCESS else search.origin
@@ -207,6 +207,9 @@ class _Search:
         stages = self.stages
         safe = stages.evaluable(point.X[: stages.n])
         v = answer(stages.system, safe)
+        if stages.cones:
+            self._down_through_answers(safe, v)
+            return
         state = stages.start(safe if v is None else v)
         tight = state.X[stages.lam] > TOUCH
         wider = WIDER ** (self.starts % 3)
@@ -224,6 +227,26 @@ class _Search:
             if v is not None:
                 self.descend(stages.start(v), v[stages.lam] > TOUCH)
 
+    def _down_through_answers(self, safe: np.ndarray, v: np.ndarray | None) -> None:
+        """The same for a follower with cones: sides and charts come from its exact answers to the decisions met.
+
+        At a point of a relaxed stage they are no more than a guess, and a wrong chart costs more than an answer.
+        """
+        stages = self.stages
+        state, wider = stages.start(safe if v is None else v), WIDER ** (self.starts % 3)
+        self.starts += 1
+        for k in range(len(self.steps) + 1):
+            if v is not None:
+                self.descend(stages.start(v), v[stages.lam] > TOUCH)
+            if self.late or k == len(self.steps):
+                return
+            after = stages.relaxed(state, self.steps[k] * wider)
+            self.iterations += after.iterations
+            if after.status not in (uno.SUCCESS, uno.STALLED, uno.LIMIT):
+                self.endings.add(after.status)
+                return
+            state, v = after, answer(stages.system, after.X[: stages.n])
+
     def descend(self, state: State, tight: np.ndarray) -> bool:
         """Solve a piece, then neighbours across kinks that ask for it, while none loses ground and none is seen twice.
 
@@ -232,17 +255,22 @@ class _Search:
         here = self._piece(state, tight)
         if here is None:
             return False
-        seen, settled = {tight.tobytes()}, False
+        seen, settled = {self._key(here, tight)}, False
         while not self.late:
+            turned = self._turned(here, tight, seen)
+            if turned is not None:
+                here, tight = turned
+                continue
             wrong = self._wrong(here, tight)
             order = np.argsort(-wrong, kind="stable")[: int((wrong > 0).sum())]
             settled = not len(order)
             for turn in ([order] if len(order) > 1 else []) + [order[k : k + 1] for k in range(len(order))]:
                 other = tight.copy()
                 other[turn] = ~other[turn]
-                if other.tobytes() in seen:
+                key = self._key(here, other)
+                if key in seen:
                     continue
-                seen.add(other.tobytes())
+                seen.add(key)
                 there = self._piece(here, other)
                 if there is not None and not _below(here.F, there.F):
                     here, tight = there, other
@@ -253,6 +281,23 @@ class _Search:
         if _below(here.F, best) or (settled and not self.settled and not _below(best, here.F)):
             self.best, self.tight, self.settled = here, tight, settled
         return True
+
+    def _key(self, state: State, tight: np.ndarray) -> bytes:
+        """What tells pieces apart: the sides of the pairs, and the charts of the cones."""
+        return tight.tobytes() + np.rint(state.X[self.stages.system.blocks.chart]).tobytes()
+
+    def _turned(self, here: State, tight: np.ndarray, seen: set[bytes]) -> tuple[State, np.ndarray] | None:
+        """The next piece where this one ends at the apex of a cone, in the cone's other chart; None if it loses ground."""
+        turned = self.stages.recharted(here)
+        if turned is None:
+            return None
+        charts = self.stages.system.blocks.chart
+        other = tight.copy()
+        other[-len(charts) :] &= here.X[charts] == turned.X[charts]
+        key = self._key(turned, other)
+        there = None if key in seen else self._piece(turned, other)
+        seen.add(key)
+        return None if there is None or _below(here.F, there.F) else (there, other)
 
     def _piece(self, state: State, tight: np.ndarray) -> State | None:
         found = self.stages.piece(state, tight)

@@ -14,8 +14,10 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from bigrad.programs.bilinear import Pattern
+from bigrad.programs.blocks import NO_BLOCKS, Blocks
 from bigrad.programs.system import Follower
 from bigrad.quadratic import Data, Sizes, apart, kkt
+from bigrad.solvers.conic import conic_answer
 from bigrad.solvers.equilibrium import respond
 from bigrad.solvers.uno import STALLED, Nlp, Optimum, minimise
 
@@ -27,6 +29,8 @@ ROUGH, LOOSE, TIGHT = 50, 1e-6, 1e-9
 """Most iterations of a stage that only proposes where to look, its tolerance, and that of the others."""
 SWEEPS, STILL = 30, 1e-6
 """Most rounds of answers to each other's constraints, and the relative change below which they have settled."""
+CURVED = 100
+"""Most iterations of a stage with cones: those that begin in the right charts end after a few."""
 Places = tuple[np.ndarray, np.ndarray]
 
 
@@ -42,6 +46,7 @@ class System(Protocol):
     priced: bool
     jacobian_at: Places
     hessian_at: Places
+    blocks: Blocks
 
     @property
     def convex(self) -> bool:
@@ -90,7 +95,7 @@ class QuadraticSystem:
         self._hessian = lower[self.hessian_at]
         self.low, self.high = np.full(m, -np.inf), np.full(m, np.inf)
         self.low[sizes.blocks[2]] = 0.0
-        self.origin = np.zeros(m)
+        self.origin, self.blocks = np.zeros(m), NO_BLOCKS
         self.priced = len(data.c) > sizes.answers
         self.bound_rows = self.bound_columns = np.zeros(0, int)
 
@@ -135,7 +140,8 @@ class QuadraticSystem:
         """The lower level at the leader's part of v."""
         d, x, at = self.data, v[: self.layout.x], self.layout.x + np.arange(self.layout.y)
         P, N = apart(d.P, self.own)
-        return Follower(P, d.C @ x + d.p, -d.A, d.b - d.B @ x, d.H, d.K @ x - d.h, at, N)
+        none = np.zeros((0, self.layout.y))
+        return Follower(P, d.C @ x + d.p, -d.A, d.b - d.B @ x, d.H, d.K @ x - d.h, at, none, none[:, 0], NO_BLOCKS, N)
 
 
 class State(NamedTuple):
@@ -163,6 +169,7 @@ class Stages:
         self.sigma, self.kappa, self.gamma = (
             np.arange(b.start - self.n, b.stop - self.n) for b in (sigma, kappa, gamma)
         )
+        self.cones = len(system.blocks.cones) > 0
         products = self.count + np.arange(self.pairs)
         self.low, self.high = np.r_[system.low, np.zeros(self.pairs)], np.r_[system.high, np.full(self.pairs, np.inf)]
         self.low[system.bound_columns] += INSIDE
@@ -196,6 +203,17 @@ class Stages:
         r[self.kappa] += state.X[self.s]
         off = np.maximum(r - self.row_high[: self.count], self.row_low[: self.count] - r)
         return bool(off.max(initial=0.0) <= 1e-7 * (1 + abs(state.X).max(initial=0.0)))
+
+    def recharted(self, state: State) -> State | None:
+        """The state with cones that it brought to their apex in the chart for that; None if it brought none there."""
+        if not self.cones:
+            return None
+        blocks, v = self.system.blocks, state.X[: self.n]
+        at_end = blocks.edges(v)
+        moved = blocks.seat(v, v[blocks.s], v[blocks.lam], at_end)
+        if not at_end.any() or np.array_equal(moved[blocks.chart], v[blocks.chart]):
+            return None
+        return self.start(moved)
 
     def relaxed(self, state: State, t: float) -> State:
         """All products lam_i s_i at most t."""
@@ -238,6 +256,7 @@ class Stages:
         nlp = self._nlp(keep, live, row_high, X, pull, reach)
         guess = np.r_[state.m, np.zeros(self.pairs)][live]
         limit, tolerance = (min(self.limit, ROUGH), LOOSE) if rough else (self.limit, TIGHT)
+        limit = min(limit, CURVED) if self.cones else limit
 
         def solve(x: np.ndarray) -> Optimum:
             return minimise(nlp, x, guess, max_iterations=limit, time_limit=self.clock(), tolerance=tolerance)
@@ -325,6 +344,8 @@ def _pulled(nlp: Nlp, pull: np.ndarray, reach: float, at: np.ndarray, keep: np.n
 
 def answer(system: System, v: np.ndarray) -> np.ndarray | None:
     """v with the followers' variables and multipliers put to their answer to the leader's part; None if none was found."""
+    if system.blocks.cones:
+        return _conic(system, v)
     _, _, lam, nu, *_ = system.layout.blocks
     pairs, out = system.layout.pairs, v.copy()
     for _ in range(SWEEPS):
@@ -336,5 +357,21 @@ def answer(system: System, v: np.ndarray) -> np.ndarray | None:
         moved = abs(out[below.at] - u).max(initial=0.0)
         out[below.at], out[lam], out[nu] = u, np.maximum(dual[:pairs], 0.0), dual[pairs:]
         if not below.moving or moved <= STILL * (1 + abs(u).max(initial=0.0)):
+            return out
+    return None
+
+
+def _conic(system: System, v: np.ndarray) -> np.ndarray | None:
+    """The same with cones; several followers answer each other in turn until they have settled."""
+    out = v
+    for _ in range(SWEEPS):
+        below = system.follower(out)
+        before = out[below.at]
+        alone = below if below.N is None else below._replace(q=below.q + below.N @ before)
+        after = conic_answer(alone, system.layout, out)
+        if after is None or (below.N is None and not below.moving):
+            return after
+        out = after
+        if abs(after[below.at] - before).max(initial=0.0) <= STILL * (1 + abs(before).max(initial=0.0)):
             return out
     return None

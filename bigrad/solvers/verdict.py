@@ -11,11 +11,14 @@ from bigrad.solution import Status
 from bigrad.solvers import uno
 from bigrad.solvers.active import Settled, curves_upwards, free_unknowns, kinks, settle
 from bigrad.solvers.base import EXACT, PROVEN
+from bigrad.solvers.conic import infeasible
 from bigrad.solvers.diagnose import diagnose
 from bigrad.solvers.stages import QuadraticSystem, Stages, State, System
 
 TINY = 1e-10
 """A violation below this is rounding."""
+ROUNDING = 1e-13
+"""Values of variables below this are zero where followers have cones."""
 FEASIBLE = 1e-5
 """A violation above this is no answer at all."""
 
@@ -83,7 +86,11 @@ def conclude(stages: Stages, search: Found, top: State, bound: float, starts: in
     else:
         settled = polish(system, w, search.tight)
     w, residual, violation = settled.w[0], float(settled.residual[0]), float(settled.violation[0])
-    strong, value = bool(settled.strongly_stationary[0]), system.objective(w[: stages.n])
+    apexes = system.blocks.edges(w[: stages.n])
+    strong, value = bool(settled.strongly_stationary[0]) and not apexes.any(), system.objective(w[: stages.n])
+    if stages.cones:  # a logarithm or a root at its edge is not defined a rounding error further on
+        z = w[: system.layout.x + system.layout.y]
+        z[abs(z) <= ROUNDING] = 0.0
     if nonconvex(system, w[: stages.n]):
         return blank._replace(status=Status.NONCONVEX_LOWER)
     if violation > FEASIBLE:
@@ -105,7 +112,7 @@ def conclude(stages: Stages, search: Found, top: State, bound: float, starts: in
         residual=residual,
         violation=violation,
         biactive=int(settled.biactive[0]),
-        degenerate=int(settled.degenerate[0]),
+        degenerate=int(settled.degenerate[0]) + int(apexes.sum()),
         strongly_stationary=strong,
         singular=bool(settled.singular[0]),
     )
@@ -120,8 +127,8 @@ def polish(system: System, w: np.ndarray, tight: np.ndarray) -> Settled:
         return matrix[None], (matrix @ w - system.residual(w))[None]
 
     free = free_unknowns(*linear(w), layout, w[None], tight[None])
-    best, error = w, _measure(system, w, free[0])
-    current, singular = np.where(free[0], w, 0.0), np.zeros(1, bool)
+    best = current = np.where(free[0], w, 0.0)
+    error, singular = _measure(system, best, free[0]), np.zeros(1, bool)
     for _ in range(steps):
         step, singular = solve_free(system.matrix(current)[None], free, -system.residual(current)[None])
         current = current + step[0]
@@ -153,13 +160,15 @@ def _measure(system: System, w: np.ndarray, free: np.ndarray) -> tuple[float, fl
 
 
 def _reason(stages: Stages, top: State, convex: bool) -> Status:
-    """Why a smooth program has no answer, as far as its linear rows or a convex high-point relaxation prove it."""
-    from scipy.optimize import linprog
-
+    """Why a smooth program has no answer, as far as its linear rows and cones, or a convex high-point relaxation, prove it."""
     system, layout = stages.system, stages.layout
     n = stages.n
     _, _, _, _, sigma, kappa, eta, gamma, eps = (np.arange(b.start, b.stop) - n for b in layout.blocks)
     one, two = np.linspace(1.0, 2.0, n), np.linspace(3.0, 1.0, n)
+    blocks = system.blocks
+    one[blocks.chart] = two[blocks.chart] = 0.0
+    sigma = np.setdiff1d(sigma, np.r_[blocks.coupling, blocks.pinned])
+    kappa, gamma = np.setdiff1d(kappa, blocks.slack), np.setdiff1d(gamma, blocks.domain)
     ends = [system.rows(one), system.rows(two), system.rows((one + two) / 2)]
     with np.errstate(invalid="ignore"):
         straight = abs(ends[0] + ends[1] - 2 * ends[2]) <= 1e-9 * (1 + abs(ends[0]) + abs(ends[1]))
@@ -167,12 +176,10 @@ def _reason(stages: Stages, top: State, convex: bool) -> Status:
     level = ends[0] - matrix @ one
     own = straight & ~matrix[:, layout.x :].any(-1)
     soft, rigid = np.r_[kappa, gamma], np.r_[sigma, eta, eps]
-    bounds = np.c_[system.low, system.high]
 
     def impossible(rows: np.ndarray) -> bool:
         a, e = np.intersect1d(rows, soft), np.intersect1d(rows, rigid)
-        result = linprog(np.zeros(n), matrix[a], -level[a], matrix[e], -level[e], bounds=bounds, method="highs")
-        return result.status == 2
+        return _empty(system, matrix[a], level[a], matrix[e], level[e])
 
     leader = np.flatnonzero(own & np.isin(np.arange(stages.count), np.r_[gamma, eps]))
     if impossible(leader):
@@ -182,9 +189,29 @@ def _reason(stages: Stages, top: State, convex: bool) -> Status:
         return Status.INFEASIBLE_LOWER
     if straight[optimal].all() and impossible(np.r_[leader, optimal]):
         return Status.UNBOUNDED_LOWER
+    if stages.cones:  # Uno may stop at an apex, so its word is no proof
+        return Status.INFEASIBLE_UPPER if impossible(np.flatnonzero(straight)) else Status.NOT_FOUND
     if convex and top.status == uno.INFEASIBLE:
         return Status.INFEASIBLE_UPPER
     return Status.NOT_FOUND
+
+
+def _empty(system: System, A: np.ndarray, a: np.ndarray, E: np.ndarray, e: np.ndarray) -> bool:
+    """Whether no v within its bounds has A v + a <= 0, E v + e == 0, and s and lam in the cones, if there are any."""
+    n, blocks = A.shape[1], system.blocks
+    if not blocks.cones:
+        from scipy.optimize import linprog
+
+        bounds = np.c_[system.low, system.high]
+        return bool(linprog(np.zeros(n), A, -a, E, -e, bounds=bounds, method="highs").status == 2)
+    eye, low, high = np.eye(n), np.isfinite(system.low), np.isfinite(system.high)
+    rows, offset = [E, -A, eye[low], -eye[high]], [e, -a, -system.low[low], system.high[high]]
+    for cone, start in zip(blocks.cones, blocks.starts, strict=False):
+        at = slice(start, start + cone.size)
+        rows += [eye[blocks.s[at]], cone.lift @ eye[blocks.lam[at]]]
+        offset += [np.zeros(cone.size)] * 2
+    twice = [cone for cone in blocks.cones for _ in range(2)]
+    return infeasible(np.concatenate(rows), np.concatenate(offset), len(E), len(A) + low.sum() + high.sum(), twice)
 
 
 def nonconvex(system: System, v: np.ndarray) -> bool:

@@ -1,0 +1,531 @@
+"""Lower levels with cones: closed forms of followers, their derivatives, kinks, statuses, and random programs of many atoms."""
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import cvxpy as cp
+import numpy as np
+import pytest
+import torch
+from derivatives import compare
+from helpers import Case, brute_force, case, check_point, reply
+
+import bigrad as bg
+from bigrad.programs.blocks import Blocks
+from bigrad.programs.cones import exponential, power, second_order
+from bigrad.programs.spectra import semidefinite
+from bigrad.solution import Status
+
+# The cones themselves
+
+CONES = [
+    second_order(4),
+    exponential(),
+    power(0.3),
+    semidefinite(3),
+    second_order(2),
+    exponential(),
+    power(0.5),
+    semidefinite(4),
+]
+CHARTS = [(0, 0, 0, 1, 1, 1, 3, 0), (1, 2, 2, 0, 0, 3, 1, 1), (0, 1, 1, 1, 1, 2, 0, 0)]
+
+
+def blocks() -> tuple[Blocks, np.ndarray]:
+    """All cones in one program, and a point of it near the middle of each."""
+    size, count = sum(c.size for c in CONES), len(CONES)
+    ends = np.cumsum([0, size, count, count, size])
+    s, chart, mu, lam = (np.arange(a, b) for a, b in pairwise(ends))
+    rows = np.cumsum([0, size, count, count, count])
+    coupling, pinned, slack, domain = (np.arange(a, b) for a, b in pairwise(rows))
+    made = Blocks(tuple(CONES), np.zeros(count), s, lam, mu, chart, coupling, pinned, slack, domain)
+    rng, v = np.random.default_rng(0), np.zeros(ends[-1])
+    v[s], v[lam] = (p + 0.1 * rng.standard_normal(size) for p in made.inner())
+    v[mu] = rng.random(count)
+    return made, v
+
+
+def dense(at: tuple[np.ndarray, np.ndarray], entries: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    matrix = np.zeros(shape)
+    np.add.at(matrix, at, entries)
+    return matrix
+
+
+@pytest.mark.parametrize("charts", CHARTS)
+def test_first_and_second_derivatives_of_every_chart(charts) -> None:
+    made, v = blocks()
+    v[made.chart] = charts
+    n, count = len(v), len(made.rows_at)
+    m = np.random.default_rng(1).standard_normal(count)
+
+    def jacobian(v: np.ndarray) -> np.ndarray:
+        return dense(made.jacobian_at, made.jacobian(v), (count, n))
+
+    def slope(function, h: float = 1e-6) -> np.ndarray:
+        return np.stack([(function(v + h * e) - function(v - h * e)) / (2 * h) for e in np.eye(n)], -1)
+
+    half = dense(made.hessian_at, made.hessian(v, m), (n, n))
+    assert np.allclose(jacobian(v), slope(made.values), atol=1e-7)
+    assert np.allclose(half + np.tril(half, -1).T, slope(lambda u: m @ jacobian(u)), atol=1e-7)
+
+
+@pytest.mark.parametrize("cone", CONES[:4], ids=lambda c: c.name)
+def test_charts_and_lifts_make_dual_pairs(cone) -> None:
+    """On the boundary of the cone, grad phi is in the dual cone and orthogonal to the point, in every chart of it."""
+    rng, dual_of = np.random.default_rng(0), np.linalg.inv(cone.lift)
+    inside = [p for p in rng.standard_normal((400, cone.size)) + cone.inner / 2 if cone.holds(p)]
+    met = 0
+    for p in inside:
+        assert all(dual_of @ q @ p >= -1e-12 for q in inside)
+        for chart in cone.charts:
+            value, gradient = chart.first(p[None])
+            assert value[0] >= 0
+            edge = p.copy()
+            for _ in range(50):  # to the boundary, by Newton's method along the gradient
+                value, gradient = chart.first(edge[None])
+                edge -= value[0] * gradient[0] / (gradient[0] @ gradient[0])
+            if np.isfinite(edge).all() and chart.floor @ edge > 1e-3:
+                assert abs(gradient[0] @ edge) <= 1e-9
+                assert cone.holds(cone.lift @ gradient[0] + 1e-9 * cone.inner)
+                met += 1
+    assert met > 10
+
+
+# Followers with a closed form: the leader wants x == t, so y is the follower's answer to t, and dy/dt its derivative
+
+
+def orthant(y: torch.Tensor) -> torch.Tensor:
+    return y.clamp(min=0)
+
+
+def norm(y: torch.Tensor) -> torch.Tensor:
+    return torch.linalg.vector_norm(y)
+
+
+def to_second_order_cone(c: torch.Tensor) -> torch.Tensor:
+    t, u = c[0], norm(c[1:])
+    if u <= t:
+        return c
+    return 0 * c if u <= -t else (t + u) / 2 * torch.cat([torch.ones(1, dtype=c.dtype), c[1:] / u])
+
+
+def dual_power(c: torch.Tensor, p: float) -> torch.Tensor:
+    """The y with pnorm(y, p) == 1 along which c falls fastest."""
+    q = p / (p - 1)
+    return -c.sign() * c.abs() ** (q - 1) / (c.abs() ** q).sum() ** (1 / p)
+
+
+def square(y: cp.Variable) -> cp.Expression:
+    return cp.bmat([[y[0], y[1]], [y[1], y[2]]])
+
+
+def semidefinite_part(c: torch.Tensor) -> torch.Tensor:
+    values, vectors = torch.linalg.eigh(torch.stack([c[:2], c[1:]]))
+    part = vectors @ torch.diag(values.clamp(min=0)) @ vectors.T
+    return torch.stack([part[0, 0], part[0, 1], part[1, 1]])
+
+
+W = np.array([0.2, 0.3, 0.5])
+Follower = tuple[Callable, Callable, list[float]]
+FOLLOWERS: dict[str, Follower] = {
+    "projection on a ball": (
+        lambda x, y: (cp.sum_squares(y - x), [cp.norm(y) <= 1.5]),
+        lambda t: t / torch.clamp(norm(t) / 1.5, min=1),
+        [1.0, 2.0, -1.0],
+    ),
+    "inside the ball": (
+        lambda x, y: (cp.sum_squares(y - x), [cp.norm(y) <= 1.5]),
+        lambda t: t,
+        [0.3, 0.2, -0.1],
+    ),
+    "projection on a ball, squared": (
+        lambda x, y: (cp.sum_squares(y - x), [cp.sum_squares(y) <= 2.25]),
+        lambda t: t / torch.clamp(norm(t) / 1.5, min=1),
+        [1.0, 2.0, -1.0],
+    ),
+    "linear over a ball": (
+        lambda x, y: (x @ y, [cp.norm(y) <= 2]),
+        lambda t: -2 * t / norm(t),
+        [1.0, -0.5, 0.2],
+    ),
+    "linear over a ball of the 3-norm": (
+        lambda x, y: (x @ y, [cp.pnorm(y, 3) <= 1]),
+        lambda t: dual_power(t, 3),
+        [1.0, -0.5, 0.2],
+    ),
+    "block soft threshold": (
+        lambda x, y: (cp.sum_squares(y - x) / 2 + 0.7 * cp.norm(y), []),
+        lambda t: t * torch.clamp(1 - 0.7 / norm(t), min=0),
+        [0.5, 0.6, -0.4],
+    ),
+    "block soft threshold, all zero": (
+        lambda x, y: (cp.sum_squares(y - x) / 2 + 0.7 * cp.norm(y), []),
+        lambda t: 0 * t,
+        [0.3, 0.2, -0.4],
+    ),
+    "projection on the second-order cone": (
+        lambda x, y: (cp.sum_squares(y - x), [cp.norm(y[1:]) <= y[0]]),
+        to_second_order_cone,
+        [0.5, 1.0, 0.7],
+    ),
+    "apex of the second-order cone": (
+        lambda x, y: (cp.sum_squares(y - x), [cp.norm(y[1:]) <= y[0]]),
+        to_second_order_cone,
+        [-2.0, 1.0, 0.7],
+    ),
+    "least |y|^2 / weight": (
+        lambda x, y: (cp.quad_over_lin(y[:2] - x[:2], y[2]) + y[2], [y[:2] >= x[2]]),
+        lambda t: torch.cat([torch.maximum(t[:2], t[2]), norm(orthant(t[2] - t[:2]))[None]]),
+        [0.5, -0.4, 1.0],
+    ),
+    "projection on semidefinite matrices": (
+        lambda x, y: (cp.sum_squares(square(y - x)), [square(y) >> 0]),
+        semidefinite_part,
+        [1.0, 2.0, -0.5],
+    ),
+    "negative definite, projected": (
+        lambda x, y: (cp.sum_squares(square(y - x)), [square(y) >> 0]),
+        semidefinite_part,
+        [-1.0, 0.2, -0.5],
+    ),
+    "softmax": (
+        lambda x, y: (x @ y - cp.sum(cp.entr(y)), [cp.sum(y) == 1]),
+        lambda t: torch.softmax(-t, 0),
+        [0.5, -1.0, 2.0],
+    ),
+    "Cobb-Douglas consumer": (
+        lambda x, y: (-W @ cp.log(y), [x @ y <= 2, x >= 0.1]),
+        lambda t: 2 * torch.tensor(W) / t,
+        [0.5, 1.0, 2.0],
+    ),
+    "geometric mean in a budget": (
+        lambda x, y: (-cp.geo_mean(y, W), [x @ y <= 2]),
+        lambda t: 2 * torch.tensor(W) / t,
+        [0.5, 1.0, 2.0],
+    ),
+    "exponentials": (lambda x, y: (cp.sum(cp.exp(y)) - x @ y, []), torch.log, [0.5, 1.0, 2.0]),
+    "logistic": (lambda x, y: (cp.sum(cp.logistic(y)) - x @ y, []), torch.logit, [0.3, 0.5, 0.9]),
+    "log_sum_exp": (
+        lambda x, y: (cp.log_sum_exp(y) - x[:2] @ y[:2], [y[2] == x[2]]),
+        lambda t: torch.cat([torch.log(t[:2]) - torch.log(1 - t[:2].sum()) + t[2], t[2:]]),
+        [0.3, 0.5, 0.1],
+    ),
+    "relative entropy": (
+        lambda x, y: (cp.sum(cp.kl_div(y, W)) + x @ y, []),
+        lambda t: torch.tensor(W) * torch.exp(-t),
+        [0.5, -1.0, 2.0],
+    ),
+    "power 1.5": (
+        lambda x, y: (cp.sum(cp.power(cp.abs(y), 1.5)) / 1.5 - x @ y, []),
+        lambda t: t * t.abs(),
+        [0.5, -1.0, 2.0],
+    ),
+    "power 3": (
+        lambda x, y: (cp.sum(cp.power(y, 3)) / 3 - x @ y, []),
+        lambda t: torch.sqrt(orthant(t)),
+        [0.5, 1.0, 2.0],
+    ),
+    "power 3, at its kink": (
+        lambda x, y: (cp.sum(cp.power(y, 3)) / 3 + cp.sum_squares(y) - x @ y, []),
+        lambda t: -1 + torch.sqrt(1 + orthant(t)),
+        [0.5, -1.0, 2.0],
+    ),
+    "power 4": (lambda x, y: (cp.sum(cp.power(y, 4)) / 4 - x @ y, []), lambda t: t.sign() * t.abs() ** (1 / 3), [0.5, -1.0, 2.0]),
+    "square root": (lambda x, y: (x @ y - 2 * cp.sum(cp.sqrt(y)), []), lambda t: 1 / t**2, [0.5, 1.0, 2.0]),
+    "irrational power": (
+        lambda x, y: (x @ y - cp.sum(cp.power(y, 1 / np.pi)), []),
+        lambda t: (np.pi * t) ** (1 / (1 / np.pi - 1)),
+        [0.5, 1.0, 2.0],
+    ),
+    "inverse": (lambda x, y: (x @ y + cp.sum(cp.inv_pos(y)), []), lambda t: t**-0.5, [0.5, 1.0, 2.0]),
+}  # fmt: skip
+
+
+def pinned(name: str) -> tuple[Case, cp.Variable, cp.Variable, cp.Parameter]:
+    build, _, at = FOLLOWERS[name]
+    x, y, t = cp.Variable(3, name="x"), cp.Variable(3, name="y"), cp.Parameter(3, name="t")
+    goal, rows = build(x, y)
+    return case(cp.sum_squares(x - t), goal, y, [], rows, {t: np.array(at)}), x, y, t
+
+
+@pytest.mark.parametrize("name", FOLLOWERS)
+def test_the_follower_and_its_derivative_are_those_of_the_closed_form(name: str) -> None:
+    problem, _, y, t = pinned(name)
+    program, (_, answer, at) = problem.program, FOLLOWERS[name]
+    solution = program.solve({t: at}, verify=True)
+    assert solution.status.ok
+    assert abs(solution.stats.follower_gap) <= 1e-7
+    assert max(solution.stats.residual, solution.stats.violation) <= 1e-8
+    batch = torch.tensor([at, [1.02 * a - 0.01 * k for k, a in enumerate(at)]], dtype=torch.float64, requires_grad=True)
+    (got,) = bg.Layer(program, [t], [y])(batch)
+    expected = torch.stack([answer(row) for row in batch])
+    assert torch.allclose(got, expected, atol=1e-7)
+    weights = torch.tensor([[1.0, -0.7, 0.4], [0.3, 1.0, -1.2]], dtype=torch.float64)
+    slopes = [torch.autograd.grad((weights * z).sum(), batch)[0] for z in (got, expected)]
+    assert torch.allclose(*slopes, atol=1e-6, rtol=1e-6)
+
+
+# Random programs of many atoms
+
+
+def family(name: str, seed: int) -> Case:
+    """A leader with two variables, a follower of the family; unique answers, parameters at both levels."""
+    rng = np.random.default_rng([seed, len(name)])
+    x = cp.Variable(2, name="x", bounds=[-2, 2])
+    y, t, r = cp.Variable(3, name="y"), cp.Parameter(3, name="t"), cp.Parameter(name="r", nonneg=True)
+    g = cp.Parameter(2, name="g")
+    B = rng.standard_normal((3, 2)).round(2)
+    c, near = B @ x + t, cp.sum_squares(y - B @ x - t)
+    free: list[cp.Constraint] = []
+    below = {
+        "a ball that moves": (near, [cp.norm(y - t) <= r + 0.2 * x[0] + 0.5, y[0] <= 1]),
+        "two balls": (near, [cp.norm(y[:2]) <= r, cp.norm(y[1:] - x) <= 3]),
+        "two norms": (near / 2 + r * cp.norm(y[:2]) + 0.4 * cp.norm(y[1:]), free),
+        "the second-order cone": (near, [cp.norm(y[1:]) <= y[0]]),
+        "the exponential cone": (near, [cp.ExpCone(y[0], y[1], y[2])]),
+        "a power cone": (near, [cp.PowCone3D(y[0], y[1], y[2], 0.3)]),
+        "a robust row": (c @ y + 0.2 * cp.sum_squares(y), [cp.sum(y) + r * cp.norm(y + W) <= 2, y >= -1.5]),
+        "a norm that x scales": (cp.sum_squares(y - t), [cp.norm(cp.multiply(y, W + 0.3)) <= 2 + x[0], y <= r + x[1]]),
+        "x in the norm": (cp.sum_squares(y - t), [cp.norm(x[0] * y + r * W) <= 2]),
+        "entropy": (c @ y - cp.sum(cp.entr(y)), [cp.sum(y) == r]),
+        "exponentials": (cp.sum(cp.exp(y - B @ x)) + cp.sum_squares(y - t), [cp.sum(y) <= r]),
+        "log_sum_exp": (cp.log_sum_exp(y + B @ x) + 0.7 * cp.sum_squares(y - t), [y <= r]),
+        "log_sum_exp in a row": (near, [cp.log_sum_exp(y[:2] + 0.1 * x) <= r]),
+        "logistic": (cp.sum(cp.logistic(y - B @ x)) + 0.5 * cp.sum_squares(y - t), [cp.norm1(y) <= 2 * r]),
+        "logarithms": (c @ y + r * cp.sum(y) + 2 * cp.sum(y) - W @ cp.log(y), [y <= 2]),
+        "cubes": (cp.sum(cp.power(y, 3)) - c @ y, [cp.sum(y) <= 2 * r]),
+        "power 1.5": (cp.sum(cp.power(cp.abs(y), 1.5)) - c @ y, free),
+        "power 4": (cp.sum(cp.power(y - t, 4)) - (B @ x) @ y, [cp.sum(y) <= r]),
+        "the 3-norm": (near, [cp.pnorm(y, 3) <= r]),
+        "a geometric mean": (0.2 * near - cp.geo_mean(y, [2, 3, 5]), [cp.sum(y) <= r + 1]),
+        "quad_over_lin": (cp.quad_over_lin(y[:2] - x, y[2] + 3) + 0.1 * cp.sum_squares(y - t), free),
+        "inverses": (cp.sum(cp.inv_pos(y)) + near, [cp.sum(y) <= 4 * r]),
+        "relative entropy": (cp.sum(cp.kl_div(y, W)) + c @ y, [y <= 3 * r]),
+        "everything": (
+            cp.sum(cp.exp(y[:2] - x)) + 0.6 * cp.norm(y - t) + 0.2 * cp.sum_squares(y),
+            [cp.norm(y[:2]) <= 1.5 * r, y[2] >= x[0] - 1, cp.power(y[1], 4) <= 2, cp.exp(y[0]) <= 3],
+        ),
+    }[name]  # fmt: skip
+    upper = cp.sum_squares(y - 2 * rng.standard_normal(3)) + 0.3 * cp.sum_squares(x - g)
+    made = case(upper, below[0], y, [], below[1])
+    values = {t: rng.standard_normal(3), r: rng.uniform(0.6, 1.5), g: rng.standard_normal(2)}
+    known = {p.id for p in (*made.upper.parameters(), *made.lower.parameters())}
+    made.values = {p: v for p, v in values.items() if p.id in known}
+    return made
+
+
+FAMILIES = [
+    "a ball that moves", "two balls", "two norms", "the second-order cone", "the exponential cone", "a power cone", "a robust row",
+    "a norm that x scales", "x in the norm", "entropy", "exponentials", "log_sum_exp", "log_sum_exp in a row", "logistic", "logarithms",
+    "cubes", "power 1.5", "power 4", "the 3-norm", "a geometric mean", "quad_over_lin", "inverses", "relative entropy", "everything",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("name", FAMILIES)
+def test_random_programs(name: str, seed: int) -> None:
+    """Bilevel feasible by Clarabel's word, no better decision near by, gradients equal to differences of re-solves."""
+    problem = family(name, seed)
+    solver = bg.Relaxation(starts=3)
+    solution = problem.program.solve(problem.values, solver=solver, verify=True)
+    assert solution.status in (Status.GLOBAL, Status.LOCAL), solution
+    assert abs(solution.stats.follower_gap) <= 1e-7
+    assert max(solution.stats.residual, solution.stats.violation) <= 1e-8
+    check_point(problem, solution)
+    rng, (x,) = np.random.default_rng(seed), problem.leader
+    for size in 10.0 ** np.repeat([-3.0, -2.0, -1.5], 4):
+        near = np.clip(solution[x] + size * rng.standard_normal(2), -2, 2)
+        assert reply(problem, {x: near}) >= solution.value - 1e-5 * (1 + abs(solution.value))
+    report = compare(problem, seed=seed, random=1, coordinates=1, solver=solver)
+    assert report.worst <= 1e-5
+    assert len(report.agreeing) >= len(report.kinks)
+
+
+def semidefinite_program(kind: str, order: int, seed: int) -> Case:
+    """A follower whose target matrix the leader moves."""
+    rng = np.random.default_rng([order, seed])
+    x, Y = cp.Variable(2, name="x", bounds=[-2, 2]), cp.Variable((order, order), name="Y")
+    t = cp.Parameter((order, order), name="t")
+
+    def symmetric() -> np.ndarray:
+        made = rng.standard_normal((order, order))
+        return (made + made.T) / 2
+
+    near = cp.sum_squares(Y - x[0] * symmetric() - x[1] * symmetric() - (t + t.T) / 2)
+    lower, rows = {
+        "projection": (near, [Y >> 0]),
+        "largest eigenvalue": (near / 2 + 0.5 * cp.lambda_max(Y), []),
+        "nearest correlation": (near, [Y >> 0, cp.diag(Y) == 1]),
+    }[kind]
+    upper = cp.sum_squares(Y - 1.5 * symmetric()) + 0.3 * cp.sum_squares(x)
+    return case(upper, lower, Y, [], [Y == Y.T, *rows], {t: symmetric()})
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("kind", ["projection", "largest eigenvalue", "nearest correlation"])
+@pytest.mark.parametrize("order", [2, 3])
+def test_semidefinite_followers(order: int, kind: str, seed: int) -> None:
+    problem, solver = semidefinite_program(kind, order, seed), bg.Relaxation(starts=3)
+    solution = problem.program.solve(problem.values, solver=solver, verify=True)
+    assert solution.status in (Status.GLOBAL, Status.LOCAL), solution
+    assert abs(solution.stats.follower_gap) <= 1e-7
+    check_point(problem, solution)
+    report = compare(problem, seed=seed, random=1, coordinates=1, solver=solver)
+    assert report.worst <= 1e-5
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_larger_semidefinite_followers_are_right_or_not_found(seed: int) -> None:
+    """Of order four, a matrix and its multiplier may both have rank two, where there is no chart."""
+    problem = semidefinite_program("projection", 4, seed)
+    solution = problem.program.solve(problem.values, solver=bg.Relaxation(starts=2))
+    assert solution.status in (Status.LOCAL, Status.NOT_FOUND, Status.ITERATION_LIMIT)
+    if solution.status.ok:
+        check_point(problem, solution)
+
+
+@pytest.mark.parametrize("name", ["a ball that moves", "two norms", "entropy", "cubes"])
+def test_against_a_grid_of_decisions(name: str) -> None:
+    problem = family(name, 5)
+    (x,) = problem.leader
+    side = np.linspace(-2, 2, 7)
+    best = brute_force(problem, {x: [np.array([a, b]) for a in side for b in side]}, polish=2)
+    solution = problem.program.solve(problem.values)
+    assert solution.value <= best + 1e-4 * (1 + abs(best))
+
+
+# Kinks
+
+
+def line(lower: Callable, pull: Callable) -> tuple[Case, cp.Variable, cp.Parameter]:
+    x, y, t = cp.Variable(2, name="x"), cp.Variable(2, name="y"), cp.Parameter(name="t", nonneg=True)
+    goal, rows = lower(x, y, t)
+    return case(pull(x, y), goal, y, [x[1] == 0], rows, {t: 1.0}), x, t
+
+
+KINKS = {
+    "apex: y = max(|x| - t, 0)": (
+        lambda x, y, t: (cp.sum_squares(y - x) / 2 + t * cp.norm(y), []),
+        lambda x, y: cp.square(x[0] - 2) - 3 * x[0] + 8 * y[0],
+    ),
+    "rim: y = min(|x|, t)": (
+        lambda x, y, t: (cp.sum_squares(y - x), [cp.norm(y) <= t]),
+        lambda x, y: cp.square(x[0]) / 2 - 5 * y[0],
+    ),
+    "power 3: y = max(x, t) - t, to the half": (
+        lambda x, y, t: (cp.sum(cp.power(y, 3)) / 3 + cp.sum_squares(y) / 2 + (t * np.ones(2) - x) @ y, []),
+        lambda x, y: cp.square(x[0] - 2) - 3 * x[0] + 8 * y[0],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", KINKS)
+def test_the_leader_stays_on_a_kink_of_the_follower(name: str) -> None:
+    """Both sides of the kink push back, so the decision moves with it: x == t, dx/dt == 1."""
+    problem, x, t = line(*KINKS[name])
+    program = problem.program
+    solution = program.solve({t: 1.0}, verify=True)
+    assert solution.status is Status.LOCAL
+    assert solution.stats.biactive >= 1
+    assert solution[x] == pytest.approx([1.0, 0.0], abs=1e-8)
+    value = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
+    bg.Layer(program, [t], [x])(value)[0][0].backward()
+    assert value.grad.item() == pytest.approx(1.0, abs=1e-7)
+
+
+def test_a_point_where_cone_and_multiplier_vanish_is_not_claimed_regular() -> None:
+    """|y| <= x with x == 0 and a follower who wants y == 0: s and its multiplier are both at the apex."""
+    x, y = cp.Variable(name="x", bounds=[-1, 1]), cp.Variable(2, name="y")
+    problem = case(cp.square(x) + cp.sum_squares(y - 1) + y[0], cp.sum_squares(y), y, [], [cp.norm(y) <= x])
+    solution = problem.program.solve(verify=True)
+    assert solution.status.ok
+    assert solution[x] == pytest.approx(0.0, abs=1e-6)
+    assert solution.stats.degenerate > 0
+    check_point(problem, solution)
+
+
+# Honest answers
+
+X, Y, A = cp.Variable(name="x", bounds=[-1, 1]), cp.Variable(2, name="y"), cp.Parameter(name="a")
+GOAL = cp.square(X) + cp.sum_squares(Y - 1)
+STATUSES = {
+    "an empty cone": (cp.sum_squares(Y), [cp.norm(Y - X) <= -1], [], {Status.INFEASIBLE_LOWER}),
+    "cone against row": (cp.sum_squares(Y), [cp.norm(Y) <= 1, Y[0] >= 2 + 0.1 * X], [], {Status.INFEASIBLE_LOWER}),
+    "logarithms of too little": (-cp.sum(cp.log(Y)), [cp.sum(Y) <= X - 2], [], {Status.INFEASIBLE_LOWER}),
+    "the leader's own rows": (cp.sum_squares(Y), [cp.norm(Y) <= 1], [X >= 2], {Status.INFEASIBLE_UPPER}),
+    "the leader's wish": (cp.sum_squares(Y - X), [cp.norm(Y) <= 1], [Y[0] >= 3], {Status.INFEASIBLE_UPPER}),
+    "an unbounded follower": (cp.sum(Y) + X * Y[0], [cp.norm(Y[0]) <= 1], [], {Status.UNBOUNDED_LOWER}),
+    "unbounded, exponential": (cp.exp(Y[0]) - Y[1] + X, [], [], {Status.UNBOUNDED_LOWER}),
+    "no multiplier": (-cp.sum(cp.entr(Y)), [Y[0] == 0], [], {Status.NOT_FOUND, Status.ITERATION_LIMIT, Status.INEXACT}),
+    "not a number": (cp.norm(Y) + A * Y[0], [cp.norm(Y) <= 1], [], {Status.INVALID_INPUT}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STATUSES)
+def test_statuses(name: str) -> None:
+    lower, below, above, expected = STATUSES[name]
+    program = case(GOAL, lower, Y, above, below).program
+    values = {i.handle: np.nan for i in program.inputs}
+    solution = program.solve(values, solver=bg.Relaxation(starts=2))
+    assert solution.status in expected
+    assert np.isnan(solution.value)
+
+
+def test_a_follower_without_an_optimum_is_never_answered() -> None:
+    """The infimum of exp(y) is not attained."""
+    solution = case(GOAL, cp.exp(Y[0]) + cp.square(Y[1] - X), Y).program.solve(solver=bg.Relaxation(starts=1))
+    assert not solution.status.ok
+
+
+def test_one_bad_item_leaves_the_batch_alone() -> None:
+    problem, _, y, t = pinned("softmax")
+    layer = bg.Layer(problem.program, [t], [y], on_failure="nan")
+    batch = torch.tensor([[0.5, 1, 2], [np.nan, 0, 0], [1, 0, 0]], dtype=torch.float64, requires_grad=True)
+    (got,) = layer(batch)
+    assert torch.isnan(got[1]).all()
+    assert torch.allclose(got[[0, 2]], torch.softmax(-batch[[0, 2]], 1), atol=1e-8)
+    got[[0, 2]].square().sum().backward()
+    assert torch.isfinite(batch.grad).all()
+    assert not batch.grad[1].any()
+
+
+@pytest.mark.parametrize("name", ["a ball that moves", "entropy", "everything"])
+def test_warm_starts_cost_less_and_lose_nothing(name: str) -> None:
+    problem = family(name, 3)
+    program = problem.program
+    cold = program.solve(problem.values)
+    warm = program.solve(problem.values, warm_start=cold)
+    assert warm.stats.iterations < cold.stats.iterations / 3
+    assert warm.value <= cold.value + 1e-9 * (1 + abs(cold.value))
+    assert warm.status is cold.status
+
+
+def test_a_time_limit_is_kept() -> None:
+    problem = family("everything", 0)
+    solution = problem.program.solve(problem.values, solver=bg.Relaxation(time_limit=1e-4))
+    assert solution.status is Status.TIME_LIMIT
+    assert solution.stats.seconds < 2
+
+
+def test_second_derivatives_are_an_error() -> None:
+    problem, _, y, t = pinned("softmax")
+    value = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(bg.Layer(problem.program, [t], [y])(value)[0].sum() ** 2, value, create_graph=False)
+    assert slope.abs().max() <= 1e-7
+    with pytest.raises(NotImplementedError, match="the lower level needs the cones ExpCone"):
+        torch.autograd.grad(bg.Layer(problem.program, [t], [y])(value)[0][0], value, create_graph=True)
+
+
+def test_many_cones_of_a_pricing_leader() -> None:
+    """Twelve customers with logarithmic utility and one budget each; the leader earns price times demand."""
+    n = 12
+    p, y = cp.Variable(n, name="p", bounds=[0.5, 3]), cp.Variable(n, name="y")
+    a, cost = np.linspace(0.5, 2, n), cp.Parameter(n, name="cost", nonneg=True)
+    lower = cp.Problem(cp.Maximize(a @ cp.log(y) - p @ y), [y <= 2])
+    upper = cp.Problem(cp.Maximize((p - cost) @ y))
+    value = np.full(n, 0.2)
+    solution = bg.bilevel(upper, lower, responds=[y]).solve({cost: value}, solver=bg.Relaxation(starts=2), verify=True)
+    # demand is min(2, a / p): earnings a - cost * a / p grow in p
+    assert solution[p] == pytest.approx(np.full(n, 3.0), abs=1e-6)
+    assert solution[y] == pytest.approx(np.minimum(2, a / 3), abs=1e-6)
+    assert abs(solution.stats.follower_gap) <= 1e-7
