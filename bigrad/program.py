@@ -13,7 +13,7 @@ import numpy as np
 
 from bigrad.affine import Affine, Array, flatten, namespace, unflatten
 from bigrad.quadratic import Maps
-from bigrad.solution import CapabilityError, InputError, Outcome, Point, Solution
+from bigrad.solution import CapabilityError, InputError, Outcome, Point, Solution, Status
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +88,9 @@ class Source(Protocol):
         """Lower objective at the point minus its optimum for the same x, by an independent solver; the largest of several
         followers', each against the answers of the others.
         """
+
+    def infeasible(self, inputs: Mapping[Any, np.ndarray]) -> int | None:
+        """The first follower that has no feasible answer whatever everyone else does; None if none is known to be so."""
 
 
 class Derived(Protocol):
@@ -245,6 +248,8 @@ class Program:
             lower = self.source.lower_value(inputs, values) if ok else np.nan
             if verify and ok:
                 stats = stats.with_gap(self.source.follower_gap(inputs, values))
+            if outcome.status[i] is Status.INFEASIBLE_LOWER and self.followers > 1:
+                stats = stats.with_follower(self.source.infeasible(inputs))
             point, value = outcome.point(i), self.sign * float(value)
             found.append(Solution(outcome.status[i], value, lower, stats, values, priced, point))
         return found

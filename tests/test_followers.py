@@ -310,13 +310,15 @@ def test_a_follower_whose_own_problem_is_not_convex():
 def test_statuses_of_infeasible_followers():
     x, y, z = cp.Variable(name="x"), cp.Variable(name="y"), cp.Variable(name="z")
     goals = [cp.square(y - z - x), cp.square(z)]
-    for rows, status in (
-        ([[y >= 1, y <= 0], []], bg.Status.INFEASIBLE_LOWER),
-        ([[], [z >= 1, z <= 0]], bg.Status.INFEASIBLE_LOWER),
-        ([[], []], bg.Status.GLOBAL),
+    for rows, status, who in (
+        ([[y >= 1, y <= 0], []], bg.Status.INFEASIBLE_LOWER, 0),
+        ([[], [z >= 1, z <= x]], bg.Status.INFEASIBLE_LOWER, 1),
+        ([[y >= 1, y + z <= 0], [z >= 0]], bg.Status.INFEASIBLE_LOWER, None),  # each could answer, but not both
+        ([[], []], bg.Status.GLOBAL, None),
     ):
         lower = [cp.Problem(cp.Minimize(g), r) for g, r in zip(goals, rows, strict=True)]
-        assert Game(cp.Problem(cp.Minimize(cp.square(x))), lower, [[y], [z]]).program.solve().status is status
+        solution = Game(cp.Problem(cp.Minimize(cp.square(x)), [x <= 0]), lower, [[y], [z]]).program.solve()
+        assert (solution.status, solution.stats.follower) == (status, who)
 
 
 def test_prices_and_layers_of_games():

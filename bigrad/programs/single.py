@@ -54,6 +54,10 @@ class Single:
                     return sign * (here - float(problem.value))
             return np.inf
 
+    def infeasible(self, inputs: Mapping[Any, np.ndarray]) -> int | None:
+        """None: there is no follower."""
+        return None
+
 
 def declare(problem: cp.Problem, default: Solver) -> Program:
     """The Program of one CVXPY problem; `bigrad.argmin` documents the arguments."""
