@@ -90,7 +90,8 @@ class Source:
         plain = {id(v): self.plain[v.id] for v in everyone}
         around = [c for c in self.upper.constraints if not _involving([c], self.roles.follower)]
         bounds = declared_bounds(everyone, plain)
-        with self.turn, expressions.Holding(inputs):
+        with self.turn, expressions.Holding(inputs), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # CVXPY's own, on speed and accuracy: only a proof counts
             for k, problem in enumerate(self.lower):
                 if _impossible([c.tree_copy(plain) for c in (*around, *problem.constraints)] + bounds):
                     return k
