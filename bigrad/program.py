@@ -14,7 +14,7 @@ import scipy.sparse as sp
 
 from bigrad.affine import Array, flatten, namespace, product, unflatten
 from bigrad.quadratic import Maps
-from bigrad.solution import CapabilityError, InputError, Outcome, Point, Solution
+from bigrad.solution import CapabilityError, InputError, Outcome, Point, Solution, Status
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +79,9 @@ class Source(Protocol):
         """Lower objective at the point minus its optimum for the same x, by an independent solver; the largest of several
         followers', each against the answers of the others.
         """
+
+    def infeasible(self, inputs: Mapping[Any, np.ndarray]) -> int | None:
+        """The first follower that has no feasible answer whatever everyone else does; None if none is known to be so."""
 
 
 class Derived(Protocol):
@@ -240,6 +243,8 @@ class Program:
                 stats = stats.with_gap(self.source.follower_gap(inputs, values))
                 if home is not self:
                     stats = replace(stats, leader_gap=home.source.follower_gap(inputs, values))
+            if outcome.status[i] is Status.INFEASIBLE_LOWER and self.followers > 1:
+                stats = stats.with_follower(self.source.infeasible(inputs))
             point, value = outcome.point(i), self.sign * float(value)
             found.append(Solution(outcome.status[i], value, lower, stats, values, prices, point))
         return found

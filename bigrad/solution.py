@@ -54,9 +54,10 @@ class Stats:
     strongly_stationary: multipliers of the right sign exist at every biactive pair, so the point is a local optimum.
     singular: the KKT matrix at the solution's active set is singular; the gradient is then the minimum-norm one.
     follower_gap: the follower's objective here minus its optimum given x, from an independent re-solve; None if not
-    asked. leader_gap: the same for the leader of a zero-sum game, given the follower's answer. bound: best proven bound
-    on the upper objective, in the user's sense; None if none is known. cause: what stopped an item that no solver could
-    report on, such as the death of its process; empty otherwise.
+    asked. leader_gap: the same for the leader of a zero-sum game, given the follower's answer. follower: with several
+    followers and status INFEASIBLE_LOWER, the index of the first that has no feasible answer, whatever the others do;
+    None if that is not known. bound: best proven bound on the upper objective, in the user's sense; None if none is
+    known. cause: what stopped an item that no solver could report on, such as the death of its process; empty otherwise.
     """
 
     solver: str = ""
@@ -71,12 +72,17 @@ class Stats:
     singular: bool = False
     follower_gap: float | None = None
     leader_gap: float | None = None
+    follower: int | None = None
     bound: float | None = None
     cause: str = ""
 
     def with_gap(self, gap: float) -> Stats:
         """These stats with the follower's gap filled in."""
         return replace(self, follower_gap=gap)
+
+    def with_follower(self, index: int | None) -> Stats:
+        """These stats with the follower that has no answer filled in."""
+        return replace(self, follower=index)
 
 
 @dataclass(frozen=True, eq=False)

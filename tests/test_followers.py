@@ -310,13 +310,15 @@ def test_a_follower_whose_own_problem_is_not_convex():
 def test_statuses_of_infeasible_followers():
     x, y, z = cp.Variable(name="x"), cp.Variable(name="y"), cp.Variable(name="z")
     goals = [cp.square(y - z - x), cp.square(z)]
-    for rows, status in (
-        ([[y >= 1, y <= 0], []], bg.Status.INFEASIBLE_LOWER),
-        ([[], [z >= 1, z <= 0]], bg.Status.INFEASIBLE_LOWER),
-        ([[], []], bg.Status.GLOBAL),
+    for rows, status, who in (
+        ([[y >= 1, y <= 0], []], bg.Status.INFEASIBLE_LOWER, 0),
+        ([[], [z >= 1, z <= x]], bg.Status.INFEASIBLE_LOWER, 1),
+        ([[y >= 1, y + z <= 0], [z >= 0]], bg.Status.INFEASIBLE_LOWER, None),  # each could answer, but not both
+        ([[], []], bg.Status.GLOBAL, None),
     ):
         lower = [cp.Problem(cp.Minimize(g), r) for g, r in zip(goals, rows, strict=True)]
-        assert Game(cp.Problem(cp.Minimize(cp.square(x))), lower, [[y], [z]]).program.solve().status is status
+        solution = Game(cp.Problem(cp.Minimize(cp.square(x)), [x <= 0]), lower, [[y], [z]]).program.solve()
+        assert (solution.status, solution.stats.follower) == (status, who)
 
 
 def test_prices_and_layers_of_games():
@@ -356,6 +358,25 @@ def test_games_pickle_and_start_warm(kind):
     assert warm.stats.starts <= solution.stats.starts
 
 
+@pytest.mark.parametrize("kind", ["parameter times another's", "exp of another's", "square of another's, with a limit"])
+def test_what_a_follower_may_see_of_another(kind):
+    """Functions of the others' variables and of parameters are data of a follower, as those of the leader's are."""
+    x, y, z, theta = cp.Variable(name="x"), cp.Variable(name="y"), cp.Variable(name="z"), cp.Parameter(name="theta")
+    seen = {"parameter": theta * y, "exp": theta * cp.exp(y / 2), "square": cp.square(y) + theta * x}[kind.split()[0]]
+    lower = [
+        cp.Problem(cp.Minimize(cp.square(y - x) + y * z / 3), [y <= 2]),
+        cp.Problem(cp.Minimize(cp.square(z) + seen * z), [z >= -1.5] if "limit" in kind else []),
+    ]
+    upper = cp.Problem(cp.Minimize(cp.square(y - 1) + cp.square(x - 0.5) + cp.square(z + 0.2)), [cp.abs(x) <= 3])
+    game = Game(upper, lower, [[y], [z]], {theta: 0.8})
+    report = compare(game)
+    game.check(report.solution)
+    at = {theta: 0.8, **{v: report.solution[v] for v in (x, y)}}
+    assert report.solution[z] == pytest.approx(-objective_at(cp.Problem(cp.Minimize(seen)), at) / 2, abs=1e-7)
+    assert report.agreeing
+    assert report.worst <= 1e-5
+
+
 X, Y, Z = cp.Variable(name="x"), cp.Variable(name="y"), cp.Variable(name="z")
 THETA = cp.Parameter(name="theta")
 
@@ -379,8 +400,6 @@ REFUSED = {
         lambda: _declare(A, B + cp.Variable(name="w") * Z, [[Y], [Z]]), "'w' appears in the lower problem of follower 1 only"
     ),
     "a concave follower": (lambda: _declare(A, -B, [[Y], [Z]]), "Follower 1: The lower problem is not convex"),
-    "a function of another's": (lambda: _declare(A, B + cp.exp(Y) * Z, [[Y], [Z]]), "Follower 1: .*not DPP"),
-    "a parameter times another's": (lambda: _declare(A, B + (THETA * Y) * Z, [[Y], [Z]]), "Follower 1: .*parameter 'theta' by .*'y'"),
     "a price of two": (
         lambda: (lambda c: _declare(A, B, [[Y], [Z]], cp.square(X) + c.dual_variables[0], ([c], [c])))(Y + Z <= 1),
         "stands in the lower level twice",

@@ -62,6 +62,10 @@ class Single:
                     return sign * (here - float(problem.value))
             return np.inf
 
+    def infeasible(self, inputs: Mapping[Any, np.ndarray]) -> int | None:
+        """None: there is no follower."""
+        return None
+
 
 def declare(problem: cp.Problem, default: Solver, parameters: Sequence[cp.Parameter] | None = None) -> Program:
     """The Program of one CVXPY problem; `bigrad.argmin` documents the arguments.

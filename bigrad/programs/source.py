@@ -85,6 +85,31 @@ class Source:
             warnings.simplefilter("ignore")  # CVXPY's own, that a solution may be inaccurate: the gap tells
             return max(_gap(below, here) for below in self.belows)
 
+    def infeasible(self, inputs: Mapping[Any, np.ndarray]) -> int | None:
+        """The first follower without a feasible answer, whatever everyone else does within his own constraints."""
+        everyone = (*self.roles.leader, *self.roles.follower)
+        plain = {id(v): self.plain[v.id] for v in everyone}
+        around = [c for c in self.upper.constraints if not _involving([c], self.roles.follower)]
+        bounds = declared_bounds(everyone, plain)
+        with self.turn, expressions.Holding(inputs), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # CVXPY's own, on speed and accuracy: only a proof counts
+            for k, problem in enumerate(self.lower):
+                if _impossible([c.tree_copy(plain) for c in (*around, *problem.constraints)] + bounds):
+                    return k
+        return None
+
+
+def _impossible(rows: Sequence[cp.Constraint]) -> bool:
+    """Whether CVXPY proves that no point satisfies the constraints; not where they are not convex in all variables."""
+    problem = cp.Problem(cp.Minimize(0.0), list(rows))
+    if not (rows and problem.is_dcp()):
+        return False
+    try:
+        problem.solve(solver=cp.CLARABEL)
+    except cp.SolverError:
+        return False
+    return problem.status == cp.INFEASIBLE
+
 
 def _involving(pieces: Sequence[Any], own: Sequence[cp.Variable]) -> list[Any]:
     """The terms or constraints in which one of these variables stands."""
