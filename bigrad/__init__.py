@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from bigrad.declare import bilevel
     from bigrad.gradients.implicit import Implicit
     from bigrad.layer import Layer
+    from bigrad.memory import Memory
     from bigrad.program import Program
     from bigrad.solution import (
         BigradError,
@@ -44,6 +45,7 @@ _HOMES = {
     "Implicit": "gradients.implicit",
     "InputError": "solution",
     "Layer": "layer",
+    "Memory": "memory",
     "Pieces": "solvers.pieces",
     "Program": "program",
     "Relaxation": "solvers.relaxation",
@@ -64,6 +66,7 @@ __all__ = [
     "Implicit",
     "InputError",
     "Layer",
+    "Memory",
     "Pieces",
     "Program",
     "Relaxation",

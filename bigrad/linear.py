@@ -13,14 +13,25 @@ BLOCK = 16
 def solve_free(matrix: Array, free: Array, rhs: Array) -> tuple[Array, Array]:
     """Solve matrix[free, free] u[free] = rhs[free] for each item, with u zero elsewhere: (u, singular).
 
-    matrix: (batch, n, n) symmetric; free: bool (batch, n); rhs: (batch, n). A singular item (flag True) gets the
+    matrix: (batch, n, n) or (1, n, n) symmetric; free: bool (batch, n); rhs: (batch, n). A singular item (flag True) gets the
     minimum-norm least-squares solution, in units in which the matrix is balanced. Only the free unknowns, padded to the
     largest count in the batch, are factorised. Differentiable in matrix and rhs where these are torch tensors.
     """
+    if len(matrix) == 1 < len(free):
+        units = _units(matrix)
+        u, singular = _solve_free(matrix * units[:, :, None] * units[:, None, :], free, rhs * units, balanced=True)
+        return u * units, singular
+    return _solve_free(matrix, free, rhs, balanced=False)
+
+
+def _solve_free(matrix: Array, free: Array, rhs: Array, *, balanced: bool) -> tuple[Array, Array]:
+    """The same. balanced: the matrix is so already."""
     xp = namespace(matrix)
     if len(free) > BLOCK:
         blocks = [slice(i, i + BLOCK) for i in range(0, len(free), BLOCK)]
-        parts = [solve_free(matrix[i], free[i], rhs[i]) for i in blocks]
+        parts = [
+            _solve_free(matrix if len(matrix) == 1 else matrix[i], free[i], rhs[i], balanced=balanced) for i in blocks
+        ]
         return xp.concatenate([u for u, _ in parts]), xp.concatenate([singular for _, singular in parts])
     size = int(free.sum(-1).max()) if len(free) else 0
     if not size:
@@ -29,15 +40,19 @@ def solve_free(matrix: Array, free: Array, rhs: Array) -> tuple[Array, Array]:
     item = xp.arange(len(free), device=order.device)[:, None]
     first = order[:, :size]
     live = free[item, first]
-    at = (item[:, :, None] * free.shape[1] + first[:, :, None]) * free.shape[1] + first[:, None, :]
+    mine = item if len(matrix) > 1 else 0 * item
+    at = (mine[:, :, None] * free.shape[1] + first[:, :, None]) * free.shape[1] + first[:, None, :]
     compact = matrix.reshape(-1)[at]
     eye = xp.eye(size, dtype=matrix.dtype, device=matrix.device)
     compact = xp.where(live[:, :, None] & live[:, None, :], compact, eye)
-    units = _units(compact)
-    short, singular = _solve(
-        compact * units[:, :, None] * units[:, None, :], xp.where(live, rhs[item, first], 0.0) * units
-    )
-    padded = xp.concatenate([xp.where(live, short * units, 0.0), xp.zeros_like(rhs[:, size:])], -1)
+    short = xp.where(live, rhs[item, first], 0.0)
+    if balanced:
+        short, singular = _solve(compact, short)
+    else:
+        units = _units(compact)
+        short, singular = _solve(compact * units[:, :, None] * units[:, None, :], short * units)
+        short = short * units
+    padded = xp.concatenate([xp.where(live, short, 0.0), xp.zeros_like(rhs[:, size:])], -1)
     return padded[item, xp.argsort(order, stable=True)], singular
 
 

@@ -102,8 +102,8 @@ def _adjoint(maps: Maps, theta: tuple[Tensor, ...], free: Tensor, cotangent: Ten
     plain: list[Array] = [a.detach().numpy() if on_cpu else a.detach() for a in arrays]
     *inputs, held, goal, scale = plain
     with single_blas:
-        matrix, _ = kkt(maps(tuple(inputs)), maps.sizes, len(held))
-        matrix *= scale[..., :, None] * scale[..., None, :]
+        matrix, _ = kkt(maps(tuple(inputs)), maps.sizes, len(held), shared=True)
+        matrix = matrix * scale[..., :, None] * scale[..., None, :]
         goal = goal * scale
         adjoint, singular = solve_free(matrix, held, goal)
     if bool(singular.any()):
