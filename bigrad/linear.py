@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from bigrad.affine import Array, mv, namespace
 
 SINGULAR = 1e-11
 """Eigenvalues below this fraction of the largest, units balanced, count as zero."""
+LARGE = 24
+"""Unknowns from which numpy gathers a matrix faster by rows and columns than entry by entry."""
 BLOCK = 16
 """Items solved at a time: few enough for their matrices to stay in the cache."""
 
@@ -40,11 +44,7 @@ def _solve_free(matrix: Array, free: Array, rhs: Array, *, balanced: bool) -> tu
     item = xp.arange(len(free), device=order.device)[:, None]
     first = order[:, :size]
     live = free[item, first]
-    mine = item if len(matrix) > 1 else 0 * item
-    at = (mine[:, :, None] * free.shape[1] + first[:, :, None]) * free.shape[1] + first[:, None, :]
-    compact = matrix.reshape(-1)[at]
-    eye = xp.eye(size, dtype=matrix.dtype, device=matrix.device)
-    compact = xp.where(live[:, :, None] & live[:, None, :], compact, eye)
+    compact = _restricted(matrix, first, live)
     short = xp.where(live, rhs[item, first], 0.0)
     if balanced:
         short, singular = _solve(compact, short)
@@ -54,6 +54,22 @@ def _solve_free(matrix: Array, free: Array, rhs: Array, *, balanced: bool) -> tu
         short = short * units
     padded = xp.concatenate([xp.where(live, short, 0.0), xp.zeros_like(rhs[:, size:])], -1)
     return padded[item, xp.argsort(order, stable=True)], singular
+
+
+def _restricted(matrix: Array, first: Array, live: Array) -> Array:
+    """The matrix of each item on the unknowns `first` that are `live`, the identity on the others: (batch, size, size)."""
+    xp, (count, size), n = namespace(matrix), first.shape, matrix.shape[-1]
+    if xp is np and size >= LARGE:  # item by item: no index of every entry
+        compact = np.zeros((count, size, size))
+        for k in range(count):
+            own = first[k, live[k]]
+            compact[k, : len(own), : len(own)] = matrix[k if len(matrix) > 1 else 0][own][:, own]
+            compact[k].reshape(-1)[len(own) * (size + 1) :: size + 1] = 1.0
+        return compact
+    item = xp.arange(count if len(matrix) > 1 else 1, device=first.device)[:, None, None]
+    compact = matrix.reshape(-1)[(item * n + first[:, :, None]) * n + first[:, None, :]]
+    eye = xp.eye(size, dtype=matrix.dtype, device=matrix.device)
+    return xp.where(live[:, :, None] & live[:, None, :], compact, eye)
 
 
 def _units(matrix: Array) -> Array:

@@ -55,7 +55,6 @@ REFUSED = {
     "a quadratic lower constraint": (lambda: declare(X2, Y2, [Y], below=[cp.square(Y) <= 1]), "needs the cones SOC.*linear equalities"),
     "an exponential follower": (lambda: declare(X2, cp.exp(Y - X), [Y]), "needs the cones ExpCone"),
     "a semidefinite follower": (lambda: declare(X2, cp.trace(SYMMETRIC), [SYMMETRIC]), "attribute symmetric"),
-    "a weight and a target, both parameters": (lambda: declare(N * cp.square(X - P), Y2, [Y]), "not DPP at n.*variable of its own"),
     "an integer follower": (lambda: declare(X2, cp.square(INTEGER - X), [INTEGER]), "follower variable 'k' is integer"),
     "a boolean follower": (lambda: declare(X2, cp.square(BOOLEAN - X), [BOOLEAN]), "follower variable 'k' is integer"),
     "an integer leader": (lambda: declare(INTEGER, cp.square(Y - INTEGER), [Y]), "leader variable 'k' is integer"),
