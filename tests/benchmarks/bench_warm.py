@@ -11,10 +11,14 @@ single start, so that there is little for a warm start to save. Two copies of on
 import copy
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
+import cvxpy as cp
+import numpy as np
 import torch
-from timing import Times, machine
+from instances import Instance
+from timing import Times, in_turn, machine
 
 import bigrad as bg
 
@@ -78,6 +82,24 @@ def main() -> None:
         print(f"  cold epoch  {cold.show('s')}\n  warm epoch  {warm.show('s')}")
         print(f"  warm / cold {ratio:.2f}   (figure to meet: at most 0.33: {'met' if ratio <= 1 / 3 else 'NOT met'})")
         print(f"  validation cost after them: cold {costs['cold']:.6f}, warm {costs['warm']:.6f}")
+    one_solve()
+
+
+def one_solve() -> None:
+    """`program.solve` from scratch and from its own Solution, by both solvers."""
+    instance = Instance.random(10, 20, 30)
+    x, y = cp.Variable(10, name="x"), cp.Variable(20, name="y")
+    z, w = cp.Parameter(20, name="z"), cp.Parameter(20, name="w")
+    program = bg.bilevel(instance.upper(x, y, z), instance.lower(x, y, w), responds=[y])
+    values = dict(zip((z, w), np.random.default_rng(1).standard_normal((2, 20)), strict=True))
+    print("\none solve, 10 + 20 variables, 30 constraints")
+    for solver in (bg.Auto(), bg.Relaxation()):
+        first = program.solve(values, solver=solver)
+        cold, warm = in_turn(
+            partial(program.solve, values, solver=solver),
+            partial(program.solve, values, solver=solver, warm_start=first),
+        )
+        print(f"  {type(solver).__name__:12} cold {cold.show()}, warm {warm.show()}")
 
 
 if __name__ == "__main__":
