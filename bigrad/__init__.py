@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from bigrad.gradients.implicit import Implicit
     from bigrad.gradients.proximal import Proximal
     from bigrad.layer import Layer
+    from bigrad.memory import Memory
     from bigrad.program import Program
     from bigrad.solution import (
         BigradError,
@@ -53,6 +54,7 @@ _HOMES = {
     "Interior": "solvers.interior",
     "Layer": "layer",
     "Mehrotra": "solvers.mehrotra",
+    "Memory": "memory",
     "Pieces": "solvers.pieces",
     "Program": "program",
     "Proximal": "gradients.proximal",
@@ -80,6 +82,7 @@ __all__ = [
     "Interior",
     "Layer",
     "Mehrotra",
+    "Memory",
     "Pieces",
     "Program",
     "Proximal",

@@ -13,6 +13,8 @@ SINGULAR = 1e-11
 """Eigenvalues below this fraction of the largest, units balanced, count as zero."""
 PIVOT = 1e-6
 """Cholesky pivots below this fraction of the largest are not trusted: the matrix is close to singular."""
+LARGE = 24
+"""Unknowns from which numpy gathers a matrix faster by rows and columns than entry by entry."""
 BLOCK = 16
 """Items solved at a time: few enough for their matrices to stay in the cache."""
 
@@ -20,14 +22,25 @@ BLOCK = 16
 def solve_free(matrix: Array, free: Array, rhs: Array) -> tuple[Array, Array]:
     """Solve matrix[free, free] u[free] = rhs[free] for each item, with u zero elsewhere: (u, singular).
 
-    matrix: (batch, n, n) symmetric; free: bool (batch, n); rhs: (batch, n). A singular item (flag True) gets the
+    matrix: (batch, n, n) or (1, n, n) symmetric; free: bool (batch, n); rhs: (batch, n). A singular item (flag True) gets the
     minimum-norm least-squares solution, in units in which the matrix is balanced. Only the free unknowns, padded to the
     largest count in the batch, are factorised. Differentiable in matrix and rhs where these are torch tensors.
     """
+    if len(matrix) == 1 < len(free):
+        units = _units(matrix)
+        u, singular = _solve_free(matrix * units[:, :, None] * units[:, None, :], free, rhs * units, balanced=True)
+        return u * units, singular
+    return _solve_free(matrix, free, rhs, balanced=False)
+
+
+def _solve_free(matrix: Array, free: Array, rhs: Array, *, balanced: bool) -> tuple[Array, Array]:
+    """The same. balanced: the matrix is so already."""
     xp = namespace(matrix)
     if len(free) > BLOCK:
         blocks = [slice(i, i + BLOCK) for i in range(0, len(free), BLOCK)]
-        parts = [solve_free(matrix[i], free[i], rhs[i]) for i in blocks]
+        parts = [
+            _solve_free(matrix if len(matrix) == 1 else matrix[i], free[i], rhs[i], balanced=balanced) for i in blocks
+        ]
         return xp.concatenate([u for u, _ in parts]), xp.concatenate([singular for _, singular in parts])
     size = int(free.sum(-1).max()) if len(free) else 0
     if not size:
@@ -36,8 +49,14 @@ def solve_free(matrix: Array, free: Array, rhs: Array) -> tuple[Array, Array]:
     item = xp.arange(len(free), device=order.device)[:, None]
     first = order[:, :size]
     live = free[item, first]
-    at = (item[:, :, None] * free.shape[1] + first[:, :, None]) * free.shape[1] + first[:, None, :]
-    short, singular = _solve_padded(matrix.reshape(-1)[at], live, rhs[item, first])
+    compact = _restricted(matrix, first, live)
+    short = xp.where(live, rhs[item, first], 0.0)
+    if balanced:
+        short, singular = _solve(compact, short)
+    else:
+        units = _units(compact)
+        short, singular = _solve(compact * units[:, :, None] * units[:, None, :], short * units)
+        short = short * units
     padded = xp.concatenate([xp.where(live, short, 0.0), xp.zeros_like(rhs[:, size:])], -1)
     return padded[item, xp.argsort(order, stable=True)], singular
 
@@ -124,6 +143,22 @@ def _solve_padded(matrix: Array, live: Array, rhs: Array) -> tuple[Array, Array]
     units = _units(matrix)
     short, singular = _solve(matrix * units[:, :, None] * units[:, None, :], xp.where(live, rhs, 0.0) * units)
     return xp.where(live, short * units, 0.0), singular
+
+
+def _restricted(matrix: Array, first: Array, live: Array) -> Array:
+    """The matrix of each item on the unknowns `first` that are `live`, the identity on the others: (batch, size, size)."""
+    xp, (count, size), n = namespace(matrix), first.shape, matrix.shape[-1]
+    if xp is np and size >= LARGE:  # item by item: no index of every entry
+        compact = np.zeros((count, size, size))
+        for k in range(count):
+            own = first[k, live[k]]
+            compact[k, : len(own), : len(own)] = matrix[k if len(matrix) > 1 else 0][own][:, own]
+            compact[k].reshape(-1)[len(own) * (size + 1) :: size + 1] = 1.0
+        return compact
+    item = xp.arange(count if len(matrix) > 1 else 1, device=first.device)[:, None, None]
+    compact = matrix.reshape(-1)[(item * n + first[:, :, None]) * n + first[:, None, :]]
+    eye = xp.eye(size, dtype=matrix.dtype, device=matrix.device)
+    return xp.where(live[:, :, None] & live[:, None, :], compact, eye)
 
 
 def _units(matrix: Array) -> Array:

@@ -5,7 +5,7 @@ What it takes in, what it gives out, and the forms in which solvers may have it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -187,12 +187,12 @@ class Program:
         are data of the program. numpy or torch, whose autograd follows."""
         return theta if self.derived is None else self.derived(theta)
 
-    def points(self, solutions: Sequence[Solution]) -> list[Point | None]:
+    def points(self, starts: Iterable[Solution | Point | None]) -> list[Point | None]:
         """Where solves may start from, checked to be of this program."""
+        points = [s.point if isinstance(s, Solution) else s for s in starts]
         if self.quadratic is None and self.smooth is None:  # a game that has no other form: it needs no start
-            return [None] * len(solutions)
+            return [None] * len(points)
         layout = self.layout
-        points = [s.point for s in solutions]
         for i, point in enumerate(points):
             if point is not None and (len(point.z), len(point.tight)) != (layout.x + layout.y, layout.pairs):
                 raise InputError(f"warm_start: Solution {i} is of another program; give Solutions of this one.")

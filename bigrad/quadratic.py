@@ -51,6 +51,11 @@ class Data(NamedTuple):
     K: Array
     h: Array
 
+    @property
+    def limits(self) -> tuple[Array, ...]:
+        """The vectors, which make up the right-hand side of the KKT system."""
+        return self.c, self.p, self.b, self.h, self.g, self.e
+
     def pick(self, items: Array) -> Data:
         """The data of some items; blocks without a batch stay as they are and serve all."""
         return Data(*(b[items] if b.ndim > r else b for b, r in zip(self, RANKS, strict=True)))
@@ -254,11 +259,16 @@ def crossing(data: Data, sizes: Sizes, w: Array) -> Array:
     return tau
 
 
-def kkt(data: Data, sizes: Sizes, batch: int) -> tuple[Array, Array]:
-    """The symmetric matrix M and right-hand side r with residual(w) = M w - r, of shapes (batch, n, n) and (batch, n)."""
+def kkt(data: Data, sizes: Sizes, batch: int, *, shared: bool = False) -> tuple[Array, Array]:
+    """The symmetric matrix M and right-hand side r with residual(w) = M w - r, of shapes (batch, n, n) and (batch, n).
+
+    shared: give M as (1, n, n) where no block of it has a batch.
+    """
     x, y, lam, nu, sigma, kappa, eta, gamma, eps = blocks = sizes.blocks
     z = slice(0, data.Q.shape[-1])
-    matrix = namespace(data.P).zeros((batch, eps.stop, eps.stop), dtype=data.P.dtype, device=data.P.device)
+    xp, kind = namespace(data.P), {"dtype": data.P.dtype, "device": data.P.device}
+    one = shared and all(b.ndim == 2 for b, r in zip(data, RANKS, strict=True) if r == 2)
+    matrix = xp.zeros((1 if one else batch, eps.stop, eps.stop), **kind)
     matrix[:, z, z] = data.Q
     for row, column, block in (
         (sigma, x, data.C), (sigma, y, data.P), (sigma, lam, data.A.mT), (sigma, nu, data.H.mT), (kappa, x, data.B),
@@ -266,7 +276,7 @@ def kkt(data: Data, sizes: Sizes, batch: int) -> tuple[Array, Array]:
     ):  # fmt: skip
         matrix[:, row, column] = block
         matrix[:, column, row] = block.mT
-    rhs = matrix[:, 0] * 0.0
+    rhs = xp.zeros((batch, eps.stop), **kind)
     for place, vector in zip((z, *blocks[4:]), (-data.c, -data.p, data.b, data.h, data.g, data.e), strict=True):
         rhs[:, place] = vector
     return matrix, rhs

@@ -89,11 +89,14 @@ class Stats:
 class Point:
     """What a later solve may start from.
 
-    Z = (x, y), and for each complementarity pair whether it is on the side slack = 0.
+    Z = (x, y), and for each complementarity pair whether it is on the side slack = 0. free, singular: the active set of
+    that solution and whether its KKT matrix was singular, as in Outcome; None if not known.
     """
 
     z: np.ndarray
     tight: np.ndarray
+    free: np.ndarray | None = None
+    singular: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,7 +203,7 @@ class Outcome:
 
     def point(self, i: int) -> Point | None:
         """Where a later solve may start from; None for an item that failed."""
-        return Point(self.z[i], self.tight[i]) if self.status[i].ok else None
+        return Point(self.z[i], self.tight[i], self.free[i], bool(self.singular[i])) if self.status[i].ok else None
 
 
 @dataclass(frozen=True, eq=False)

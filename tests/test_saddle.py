@@ -256,9 +256,10 @@ def test_what_is_no_convex_concave_game_takes_the_other_road(upper, lower, above
 
 
 def test_a_game_that_no_road_takes_says_both_reasons():
-    payoff = cp.exp(X[0]) * cp.sum(Y)
-    with pytest.raises(bg.DeclarationError, match="zero-sum game"):
-        _ = game(payoff - cp.sum_squares(Y), Y).program
+    S = cp.Variable((2, 2), PSD=True, name="S")
+    payoff = cp.exp(X[0]) * cp.trace(S) - cp.sum_squares(S)
+    with pytest.raises(bg.DeclarationError, match="(?s)attribute PSD.*zero-sum game"):
+        _ = game(payoff, S).program
 
 
 @pytest.mark.parametrize(

@@ -122,9 +122,9 @@ def _adjoint(maps: Maps, theta: tuple[Array, ...], outcome: Outcome, ok: Array, 
             adjoint, singular = factors.solve(free[:, n:], goal[:, :n], goal[:, n:])
             if not bool((singular & ok).any()):
                 return xp.where(ok[:, None], adjoint, 0.0)
-    matrix, _ = kkt(data, maps.sizes, len(free))
+    matrix, _ = kkt(data, maps.sizes, len(free), shared=True)
     units = xp.ones_like(goal[0]) if outcome.units is None else outcome.units
-    matrix *= units[..., :, None] * units[..., None, :]
+    matrix = matrix * units[..., :, None] * units[..., None, :]
     goal = goal * units
     adjoint, singular = solve_free(matrix, free, goal)
     if bool(singular.any()):

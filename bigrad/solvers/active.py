@@ -13,9 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bigrad.affine import mv
 from bigrad.linear import solve_free
-from bigrad.quadratic import Data, Sizes, kkt
+from bigrad.quadratic import Data, Sizes, kkt, residual
 
 TOUCH = 1e-7
 """A slack or multiplier below this, relative to 1 + the largest value of its kind, counts as zero."""
@@ -38,37 +37,71 @@ class Settled:
     singular: np.ndarray
 
 
-def settle(data: Data, sizes: Sizes, w: np.ndarray, tight: np.ndarray, *, convex: bool) -> Settled:
+def settle(
+    data: Data,
+    sizes: Sizes,
+    w: np.ndarray,
+    tight: np.ndarray,
+    *,
+    convex: bool,
+    known: tuple[np.ndarray, np.ndarray] | None = None,
+) -> Settled:
     """Polish and classify w (batch, unknowns) with pairs on the sides `tight` (batch, pairs).
 
     convex: the upper objective is convex, so stationarity is enough; else the curvature on the active set is checked.
+    known: (free, singular), active sets of which it is known whether they are singular. An item that lies on its own and
+    needs no polish is spared the matrix; this is most of what a warm start saves.
     """
-    matrix, rhs = kkt(data, sizes, len(w))
-    free = free_unknowns(matrix, rhs, sizes, w, tight)
+    w, pull = w.copy(), residual(data, sizes, w)
+    free = free_unknowns(pull, sizes, w, tight)
+    scale = 1 + np.max([np.broadcast_to(abs(b).max(-1, initial=0.0), len(w)) for b in data.limits], axis=0)
+    dual, primal = _measure(pull, scale, sizes, w, free)
+    singular, flat = np.zeros(len(w), bool), np.ones(len(w), bool)
+    todo = np.ones(len(w), bool)
+    if known is not None and convex:
+        singular = known[1].copy()
+        todo = (known[0] != free).any(-1) | (np.maximum(dual, primal) > ROUGH)
+    rows = np.flatnonzero(todo)
+    if len(rows):
+        polished = _polished(data.pick(rows), sizes, scale[rows], w[rows], free[rows], dual[rows], primal[rows])
+        w[rows], dual[rows], primal[rows], singular[rows], matrix = polished
+        if not convex:
+            flat = curves_upwards(matrix, free, sizes)
+        pull = residual(data, sizes, w)
+    biactive, degenerate, strong = kinks(pull, sizes, w, free)
+    return Settled(w, free, dual, primal, biactive, degenerate, strong, flat, singular)
+
+
+def _polished(
+    data: Data, sizes: Sizes, scale: np.ndarray, w: np.ndarray, free: np.ndarray, dual: np.ndarray, primal: np.ndarray
+) -> tuple[np.ndarray, ...]:
+    """Polished w, its measurements, which items are singular, and the matrices."""
+    matrix, rhs = kkt(data, sizes, len(w), shared=True)
     held = np.where(free, w, 0.0)
-    step, singular = solve_free(matrix, free, rhs - mv(matrix, held))
+    step, singular = solve_free(matrix, free, -residual(data, sizes, held))
     polished = held + step
-    before, after = (_measure(matrix, rhs, sizes, u, free) for u in (w, polished))
-    fine = np.maximum(after[0], after[1]) <= np.maximum(np.maximum(before[0], before[1]), FINE)
-    better = fine & (after[1] <= np.maximum(before[1], FINE))
+    after = _measure(residual(data, sizes, polished), scale, sizes, polished, free)
+    fine = np.maximum(after[0], after[1]) <= np.maximum(np.maximum(dual, primal), FINE)
+    better = fine & (after[1] <= np.maximum(primal, FINE))
     w = np.where(better[:, None], polished, w)
-    residual, violation = (np.where(better, a, b) for a, b in zip(after, before, strict=True))
-    rough = np.flatnonzero(violation > ROUGH)
+    dual, primal = np.where(better, after[0], dual), np.where(better, after[1], primal)
+    rough = np.flatnonzero(primal > ROUGH)
     if len(rough):
-        snapped = _snap(matrix[rough], rhs[rough], sizes, w[rough])
-        dual, primal = _measure(matrix[rough], rhs[rough], sizes, snapped, free[rough])
-        gain = (primal < violation[rough]) & (dual <= np.maximum(residual[rough], violation[rough]))
+        part = data.pick(rough)
+        pull = residual(part, sizes, w[rough])
+        nearest = np.broadcast_to(matrix, (len(w), *matrix.shape[1:]))[rough]
+        snapped = _snap(nearest.copy(), rhs[rough], pull, sizes, w[rough])
+        now = _measure(residual(part, sizes, snapped), scale[rough], sizes, snapped, free[rough])
+        gain = (now[1] < primal[rough]) & (now[0] <= np.maximum(dual[rough], primal[rough]))
         at = rough[gain]
-        w[at], residual[at], violation[at] = snapped[gain], dual[gain], primal[gain]
-    biactive, degenerate, strong = kinks(matrix, rhs, sizes, w, free)
-    flat = np.ones(len(w), bool) if convex else curves_upwards(matrix, free, sizes)
-    return Settled(w, free, residual, violation, biactive, degenerate, strong, flat, singular)
+        w[at], dual[at], primal[at] = snapped[gain], now[0][gain], now[1][gain]
+    return w, dual, primal, singular, matrix
 
 
-def _slacks(matrix: np.ndarray, rhs: np.ndarray, sizes: Sizes, w: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Slack and multiplier of the pairs (lam, s), multipliers of their two sides (tau, kappa), slack and multiplier of the upper rows."""
+def _slacks(pull: np.ndarray, sizes: Sizes, w: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Slack and multiplier of the pairs (lam, s), multipliers of their two sides (tau, kappa), slack and multiplier of the
+    upper rows; from w and the gradient `pull` of the Lagrangian there."""
     _, _, lam, _, _, kappa, _, gamma, _ = sizes.blocks
-    pull = mv(matrix, w) - rhs
     return w[:, lam], -pull[:, kappa], pull[:, lam], w[:, kappa], -pull[:, gamma], w[:, gamma]
 
 
@@ -77,9 +110,9 @@ def near_zero(values: np.ndarray) -> np.ndarray:
     return TOUCH * (1 + abs(values).max(-1, keepdims=True, initial=0.0))
 
 
-def free_unknowns(matrix: np.ndarray, rhs: np.ndarray, sizes: Sizes, w: np.ndarray, tight: np.ndarray) -> np.ndarray:
+def free_unknowns(pull: np.ndarray, sizes: Sizes, w: np.ndarray, tight: np.ndarray) -> np.ndarray:
     """The unknowns that are not held at zero at w, bool (batch, unknowns): the active set, kinks decided by their multipliers."""
-    lam, s, tau, kappa, gap, gamma = _slacks(matrix, rhs, sizes, w)
+    lam, s, tau, kappa, gap, gamma = _slacks(pull, sizes, w)
     both = (lam <= near_zero(lam)) & (s <= near_zero(s))
     free = np.ones(w.shape, bool)
     _, _, at_lam, _, _, at_kappa, _, at_gamma, _ = sizes.blocks
@@ -89,15 +122,15 @@ def free_unknowns(matrix: np.ndarray, rhs: np.ndarray, sizes: Sizes, w: np.ndarr
     return free
 
 
-def _snap(matrix: np.ndarray, rhs: np.ndarray, sizes: Sizes, w: np.ndarray) -> np.ndarray:
+def _snap(nearest: np.ndarray, rhs: np.ndarray, pull: np.ndarray, sizes: Sizes, w: np.ndarray) -> np.ndarray:
     """w with its primal part moved, as little as possible, onto every constraint that it touches.
 
     At a degenerate vertex the constraints with multiplier zero are as real as the others, and the polish does not hold
     them.
     """
-    lam, s, _, _, gap, _ = _slacks(matrix, rhs, sizes, w)
+    lam, s, _, _, gap, _ = _slacks(pull, sizes, w)
     _, _, at_lam, _, _, at_kappa, _, at_gamma, _ = sizes.blocks
-    free, nearest, m = np.ones(w.shape, bool), matrix.copy(), sizes.primal
+    free, m = np.ones(w.shape, bool), sizes.primal
     free[:, at_lam] = lam > near_zero(lam)
     free[:, at_kappa], free[:, at_gamma] = s <= near_zero(s), gap <= near_zero(gap)
     nearest[:, :m, :m] = np.eye(m)
@@ -106,12 +139,12 @@ def _snap(matrix: np.ndarray, rhs: np.ndarray, sizes: Sizes, w: np.ndarray) -> n
 
 
 def _measure(
-    matrix: np.ndarray, rhs: np.ndarray, sizes: Sizes, w: np.ndarray, free: np.ndarray
+    pull: np.ndarray, scale: np.ndarray, sizes: Sizes, w: np.ndarray, free: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Largest stationarity residual in the free unknowns with wrong signs of multipliers, and largest violation of a constraint."""
-    lam, s, _, _, gap, gamma = _slacks(matrix, rhs, sizes, w)
-    pull = abs(mv(matrix, w) - rhs)
-    scale = 1 + abs(rhs).max(-1, initial=0.0)
+    """Largest stationarity residual in the free unknowns with wrong signs of multipliers, and largest violation of a
+    constraint, relative to `scale`."""
+    lam, s, _, _, gap, gamma = _slacks(pull, sizes, w)
+    pull = abs(pull)
     m = sizes.primal
     below = np.concatenate([-lam, -s, -gap, np.minimum(abs(lam), abs(s))], -1).max(-1, initial=0.0)
     _, _, _, _, _, at_kappa, _, at_gamma, _ = sizes.blocks
@@ -122,9 +155,9 @@ def _measure(
     return dual / scale, np.maximum(below, equal) / scale
 
 
-def kinks(matrix: np.ndarray, rhs: np.ndarray, sizes: Sizes, w: np.ndarray, free: np.ndarray) -> tuple[np.ndarray, ...]:
+def kinks(pull: np.ndarray, sizes: Sizes, w: np.ndarray, free: np.ndarray) -> tuple[np.ndarray, ...]:
     """Biactive pairs, constraints whose multiplier vanishes, and whether all biactive multipliers have the right sign."""
-    lam, s, tau, kappa, gap, gamma = _slacks(matrix, rhs, sizes, w)
+    lam, s, tau, kappa, gap, gamma = _slacks(pull, sizes, w)
     both = (lam <= near_zero(lam)) & (s <= near_zero(s))
     weak = both & ((tau <= near_zero(tau)) | (kappa <= near_zero(kappa)))
     wrong = both & ((tau < -near_zero(tau)) | (kappa < -near_zero(kappa)))

@@ -116,9 +116,10 @@ class Pieces(AbstractSolver):
             moving = search.descend(at, sides, self.max_iterations, limit)
             starts[at] = 1
             cold = np.flatnonzero(~skip & (search.best() < 0))  # those whose warm start has no solution begin anew
-            items, sides, bound[cold] = self._begin(data.pick(cold), maps, len(cold))
-            starts += np.bincount(cold[items], minlength=batch)
-            moving |= search.descend(cold[items], sides, self.max_iterations, limit)
+            if len(cold):
+                items, sides, bound[cold] = self._begin(data.pick(cold), maps, len(cold))
+                starts += np.bincount(cold[items], minlength=batch)
+                moving |= search.descend(cold[items], sides, self.max_iterations, limit)
             F = np.append(search.F, np.inf)[search.best()]  # row -1, for none, is the infinity at the end
             doubt = np.flatnonzero(~skip & ~_meets(F, bound))
             doubt = doubt[np.isin(doubt, cold)]
@@ -132,7 +133,11 @@ class Pieces(AbstractSolver):
         found = np.flatnonzero(best >= 0)
         rows = best[found]
         width, table = sizes.blocks[-1].stop, dict[str, Any]()
-        settled = settle(data.pick(found), sizes, search.w[rows], search.tight[rows], convex=True)
+        known = np.zeros((len(found), width), bool), np.zeros(len(found), bool)
+        for k, i in enumerate(found.tolist()):
+            if (start := warm[i]) is not None and start.free is not None and len(start.free) == width:
+                known[0][k], known[1][k] = start.free, start.singular
+        settled = settle(data.pick(found), sizes, search.w[rows], search.tight[rows], convex=True, known=known)
         for name, blank in (
             ("w", np.full((batch, width), np.nan)),
             ("free", np.zeros((batch, width), bool)),

@@ -121,12 +121,7 @@ def conclude(stages: Stages, search: Found, top: State, bound: float, starts: in
 def polish(system: System, w: np.ndarray, tight: np.ndarray) -> Settled:
     """`active.settle` for one item of a smooth program: Newton's method on the conditions of its active set."""
     layout, steps = system.layout, 6
-
-    def linear(w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        matrix = system.matrix(w)
-        return matrix[None], (matrix @ w - system.residual(w))[None]
-
-    free = free_unknowns(*linear(w), layout, w[None], tight[None])
+    free = free_unknowns(system.residual(w)[None], layout, w[None], tight[None])
     best = current = np.where(free[0], w, 0.0)
     error, singular = _measure(system, best, free[0]), np.zeros(1, bool)
     for _ in range(steps):
@@ -136,10 +131,9 @@ def polish(system: System, w: np.ndarray, tight: np.ndarray) -> Settled:
         if (now[0] >= error[0] and now[1] >= error[1]) or now[1] > max(error[1], TINY):
             break
         best, error = current, now
-    matrix, rhs = linear(best)
-    biactive, degenerate, strong = kinks(matrix, rhs, layout, best[None], free)
+    biactive, degenerate, strong = kinks(system.residual(best)[None], layout, best[None], free)
     residual, violation = (np.array([e]) for e in error)
-    curved = curves_upwards(matrix, free, layout)
+    curved = curves_upwards(system.matrix(best)[None], free, layout)
     return Settled(best[None], free, residual, violation, biactive, degenerate, strong, curved, singular)
 
 
