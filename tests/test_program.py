@@ -53,7 +53,13 @@ REFUSED = {
     "a weight of unknown sign": (lambda: declare(X2, P * Y2, [Y]), "not convex"),
     "a leader's weight of unknown sign": (lambda: declare(X2, X * cp.square(Y), [Y]), "not convex"),
     "an approximated cone": (
-        lambda: declare(X2, Y2, [Y], below=[cp.RelEntrConeQuad(Y + 1, cp.Constant(1.0), Y, 3, 3)]), "needs the cones RelEntrConeQuad.*second-order"),
+        lambda: declare(X2, Y2, [Y], below=[cp.RelEntrConeQuad(Y + 1, cp.Constant(1.0), Y, 3, 3)]),
+        "needs the cones RelEntrConeQuad.*second-order",
+    ),
+    "an approximated cone of the leader": (
+        lambda: declare(X2, Y2 - X * Y, [Y], [cp.RelEntrConeQuad(X + 1, cp.Constant(1.0), X, 3, 3)]),
+        "needs the cones RelEntrConeQuad.*second-order",
+    ),
     "a semidefinite follower": (lambda: declare(X2, cp.trace(SYMMETRIC), [SYMMETRIC]), "attribute symmetric"),
     "parameter times leader": (
         lambda: declare(X2, cp.square(Y) + P * X * Y, [Y]),

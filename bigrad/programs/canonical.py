@@ -17,7 +17,8 @@ from cvxpy.reductions.dcp2cone.cone_matrix_stuffing import ConeMatrixStuffing, P
 from cvxpy.utilities import scopes
 
 from bigrad.affine import Affine
-from bigrad.programs.conic import exact_cones, small_cones
+from bigrad.programs.conic import exact_cones, small_cones, without_exact_form
+from bigrad.solution import DeclarationError
 
 LINEAR_CONES = (cp.constraints.zero.Zero, cp.constraints.nonpos.NonNeg)
 
@@ -49,14 +50,23 @@ def cones_beyond_linear(program: ParamConeProg) -> list[str]:
 
 
 def stuff(objective: cp.Expression, constraints: Sequence[cp.Constraint]) -> ParamConeProg:
-    """CVXPY's own parametrised cone program for `minimize objective`, quadratic terms kept, curvature taken on trust."""
+    """CVXPY's own parametrised cone program for `minimize objective`, quadratic terms kept, curvature taken on trust.
+
+    Raises DeclarationError for cones that CVXPY only approximates.
+    """
     with scopes.quad_form_dpp_scope():
         reduction = exact_cones()
         goal, rows = reduction.canonicalize_tree(cp.Minimize(objective), True)
         for constraint in constraints:
             row, extra = reduction.canonicalize_tree(constraint, False)
             rows += [*extra, row]
-        return ConeMatrixStuffing(quad_obj=True).apply(cp.Problem(goal, small_cones(rows)))[0]
+        rows = small_cones(rows)
+        if beyond := without_exact_form(rows):
+            raise DeclarationError(
+                f"The program needs the cones {', '.join(beyond)}, which have no exact road here. Either level may use equalities, "
+                "inequalities, second-order, exponential, power and semidefinite cones."
+            )
+        return ConeMatrixStuffing(quad_obj=True).apply(cp.Problem(goal, rows))[0]
 
 
 def level(program: ParamConeProg, variables: Sequence[cp.Variable], inputs: Sequence[cp.Parameter]) -> Level:

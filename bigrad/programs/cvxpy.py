@@ -13,12 +13,10 @@ from bigrad.program import Input, Program, Solver, Unknown
 from bigrad.programs import canonical, expressions
 from bigrad.programs.assemble import assemble
 from bigrad.programs.checks import check_lower, check_upper
-from bigrad.programs.conic import unsupported
 from bigrad.programs.roles import Roles, declared_bounds, declared_sign, sort_roles
 from bigrad.programs.smooth import Smooth
 from bigrad.programs.source import Source
 from bigrad.quadratic import Maps
-from bigrad.solution import DeclarationError
 
 
 def declare(upper: cp.Problem, lower: cp.Problem, responds: Sequence[cp.Variable], default: Solver) -> Program:
@@ -37,12 +35,6 @@ def declare(upper: cp.Problem, lower: cp.Problem, responds: Sequence[cp.Variable
     check_lower(below, {p.id: v for v, p in zip(roles.leader, stand_in.values(), strict=True)})
     pseudo = list(stand_in.values())
     cone = canonical.stuff(below.objective.expr, below.constraints)
-    if beyond := unsupported(cone):
-        raise DeclarationError(
-            f"The lower problem needs the cones {', '.join(beyond)}, which have no exact road here yet. A lower level may use equalities, "
-            "inequalities, second-order, exponential, power and semidefinite cones, with a convex quadratic objective."
-        )
-
     sign = 1.0 if isinstance(upper.objective, cp.Minimize) else -1.0
     objective = (upper.objective.expr if sign > 0 else -upper.objective.expr).tree_copy(plain)
     above = [c.tree_copy(plain) for c in (*upper.constraints, *shared)] + declared_bounds(roles.leader, plain)
