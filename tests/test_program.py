@@ -56,6 +56,10 @@ REFUSED = {
         lambda: declare(X2, Y2, [Y], below=[cp.RelEntrConeQuad(Y + 1, cp.Constant(1.0), Y, 3, 3)]),
         "needs the cones RelEntrConeQuad.*second-order",
     ),
+    "an approximated cone of the leader": (
+        lambda: declare(X2, Y2 - X * Y, [Y], [cp.RelEntrConeQuad(X + 1, cp.Constant(1.0), X, 3, 3)]),
+        "needs the cones RelEntrConeQuad.*second-order",
+    ),
     "a semidefinite follower": (lambda: declare(X2, cp.trace(SYMMETRIC), [SYMMETRIC]), "attribute symmetric"),
     "an integer follower": (lambda: declare(X2, cp.square(INTEGER - X), [INTEGER]), "follower variable 'k' is integer"),
     "a boolean follower": (lambda: declare(X2, cp.square(BOOLEAN - X), [BOOLEAN]), "follower variable 'k' is integer"),

@@ -257,8 +257,8 @@ def test_what_is_no_convex_concave_game_takes_the_other_road(upper, lower, above
 
 def test_a_game_that_no_road_takes_says_both_reasons():
     S = cp.Variable((2, 2), PSD=True, name="S")
-    payoff = cp.exp(X[0]) * cp.trace(S) - cp.sum_squares(S)
-    with pytest.raises(bg.DeclarationError, match="(?s)attribute PSD.*zero-sum game"):
+    payoff = -cp.exp(X[0]) * cp.trace(S) - cp.sum_squares(S)
+    with pytest.raises(bg.DeclarationError, match=r"(?s)attribute PSD.*zero-sum game"):
         _ = game(payoff, S).program
 
 

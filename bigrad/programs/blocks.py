@@ -21,8 +21,6 @@ from bigrad.programs.cones import Chart, Cone
 
 EDGE = 1e-6
 """A p this much smaller than its q is the apex of the cone, where another chart must take over."""
-
-
 FITS = 1e-4
 """A q further than this from mu grad phi(p), relatively, belongs into a chart of the other kind."""
 

@@ -20,7 +20,8 @@ from cvxpy.reductions.dcp2cone.cone_matrix_stuffing import ConeMatrixStuffing, P
 from cvxpy.utilities import scopes
 
 from bigrad.affine import Affine, constant
-from bigrad.programs.conic import exact_cones, small_cones
+from bigrad.programs.conic import exact_cones, small_cones, without_exact_form
+from bigrad.solution import DeclarationError
 
 LINEAR_CONES = (cp.constraints.zero.Zero, cp.constraints.nonpos.NonNeg)
 
@@ -79,7 +80,10 @@ def cones_beyond_linear(program: ParamConeProg) -> list[str]:
 
 
 def stuff(objective: cp.Expression, constraints: Sequence[cp.Constraint]) -> ParamConeProg:
-    """CVXPY's own parametrised cone program for `minimize objective`, quadratic terms kept, curvature taken on trust."""
+    """CVXPY's own parametrised cone program for `minimize objective`, quadratic terms kept, curvature taken on trust.
+
+    Raises DeclarationError for cones that CVXPY only approximates.
+    """
     return stuff_and_locate(objective, constraints)[0]
 
 
@@ -96,7 +100,13 @@ def stuff_and_locate(
             row, extra = reduction.canonicalize_tree(constraint, False)
             own.append(row.id)
             rows += [*extra, row]
-        program = ConeMatrixStuffing(quad_obj=True).apply(cp.Problem(goal, small_cones(rows)))[0]
+        rows = small_cones(rows)
+        if beyond := without_exact_form(rows):
+            raise DeclarationError(
+                f"The program needs the cones {', '.join(beyond)}, which have no exact road here. Either level may use equalities, "
+                "inequalities, second-order, exponential, power and semidefinite cones."
+            )
+        program = ConeMatrixStuffing(quad_obj=True).apply(cp.Problem(goal, rows))[0]
     ends = np.cumsum([0, *(c.size for c in program.constraints)])
     at = {c.id: slice(int(a), int(b)) for c, a, b in zip(program.constraints, ends, ends[1:], strict=False)}
     return program, [at.get(i, slice(0)) for i in own]

@@ -11,9 +11,10 @@ import numpy as np
 from cvxpy.atoms.elementwise.power import Power, PowerApprox
 from cvxpy.atoms.geo_mean import GeoMeanApprox
 from cvxpy.atoms.pnorm import PnormApprox
-from cvxpy.constraints.nonpos import NonNeg
+from cvxpy.constraints.nonpos import Inequality, NonNeg, NonPos
 from cvxpy.constraints.power import PowConeND
 from cvxpy.constraints.psd import SvecPSD
+from cvxpy.constraints.zero import Equality, Zero
 from cvxpy.reductions.cone2cone.exact import PowNDConversion
 from cvxpy.reductions.dcp2cone.canonicalizers import CANON_METHODS
 from cvxpy.reductions.dcp2cone.canonicalizers.geo_mean_canon import geo_mean_exact_canon
@@ -102,7 +103,7 @@ def small_cones(rows: Sequence[cp.Constraint]) -> list[cp.Constraint]:
 
 
 def conic(program: ParamConeProg, own: Sequence[cp.Variable]) -> Conic:
-    """The cones of a stuffed program, which must not be `unsupported`; own: the variables that are not auxiliary.
+    """The cones of a stuffed program, without others; own: the variables that are not auxiliary.
 
     Some inequalities become equalities: CVXPY writes norm(y) <= c as norm(y) <= t and t <= c, and a t that only passes
     a bound on and may grow as it likes is put to its bound. So it is unique.
@@ -158,10 +159,13 @@ MAKE: dict[type, Callable[[Any], tuple[list[Cone], np.ndarray]]] = {
 """How each kind of cone constraint is taken apart: its cones, and its rows in their order."""
 
 
-def unsupported(program: ParamConeProg) -> list[str]:
-    """Names of the cones in the program that have no exact road here."""
-    known = (cp.constraints.zero.Zero, cp.constraints.nonpos.NonNeg, *MAKE)
-    return sorted({type(c).__name__ for c in program.constraints if type(c) not in known})
+def without_exact_form(rows: Sequence[cp.Constraint]) -> list[str]:
+    """Names of the kinds of constraints that are none of equalities, inequalities and the cones here.
+
+    CVXPY's stuffing would leave them out without a word.
+    """
+    linear = (Equality, Inequality, NonNeg, NonPos, Zero)
+    return sorted({type(c).__name__ for c in rows if not isinstance(c, (*linear, *MAKE))})
 
 
 def _lean(program: ParamConeProg, cones: list[Cone], where: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from bigrad.programs import canonical, expressions
 from bigrad.programs.assemble import assemble
 from bigrad.programs.canonical import Level
 from bigrad.programs.checks import check_lower, check_upper
-from bigrad.programs.conic import conic, unsupported
+from bigrad.programs.conic import conic
 from bigrad.programs.data import Extraction
 from bigrad.programs.prices import Prices, in_cone, in_level
 from bigrad.programs.roles import Roles, declared_bounds, declared_sign, sort_roles
@@ -54,11 +54,6 @@ def declare(
     below = _joined(belows)
     inputs = [*roles.parameters, *pseudo]
     cone, places = canonical.stuff_and_locate(below.objective.expr, below.constraints)
-    if beyond := unsupported(cone):
-        raise DeclarationError(
-            f"The lower problem needs the cones {', '.join(beyond)}, which have no exact road here yet. A lower level may use equalities, "
-            "inequalities, second-order, exponential, power and semidefinite cones, with a convex quadratic objective."
-        )
     priced = {c.id for c in roles.priced}
     rows = [(c, at) for c, at in zip(source.rows, places, strict=True) if c is not None and c.id in priced]
 

@@ -253,6 +253,8 @@ class Stages:
         reach: float = 0.0,
         rough: bool = False,
     ) -> State:
+        keep, live = keep.copy(), live.copy()
+        keep[self.system.blocks.chart] = live[self.system.blocks.pinned] = False
         nlp = self._nlp(keep, live, row_high, X, pull, reach)
         guess = np.r_[state.m, np.zeros(self.pairs)][live]
         limit, tolerance = (min(self.limit, ROUGH), LOOSE) if rough else (self.limit, TIGHT)
