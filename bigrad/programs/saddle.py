@@ -87,7 +87,6 @@ def declare(upper: cp.Problem, lower: cp.Problem, responds: Sequence[cp.Variable
             smooth=None,
             why_not_quadratic=str(refusal).split(":")[0].rstrip("."),
             source=Source(upper, lower, roles),
-            duals=(),
         )
     return replace(program, saddle=game, why_not_saddle=reason, rebuild=rebuild)
 
