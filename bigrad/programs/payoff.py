@@ -53,7 +53,7 @@ class Payoff:
 
 
 def split(F: cp.Expression, G: cp.Expression, follower: Sequence[cp.Variable]) -> Payoff:
-    """The payoff of F, minimised by the leader, and G, maximised by the follower. Raises NoGame with the reason."""
+    """The payoff of F, minimised by the leader, and G, maximised by the follower. Raises NoGameError with the reason."""
     ours = {v.id for v in follower}
     payoff = Payoff(follower=list(follower))
     payoff.own += [t for t in terms(F) if not _has(t, ours)]
