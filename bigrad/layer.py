@@ -125,7 +125,8 @@ class Layer(nn.Module):
 
     def _shown(self, home: Program) -> list[Unknown]:
         """The outputs, as the program that was solved holds them."""
-        return [home.outputs[k] for k in self._variables]
+        known = {id(u.handle): u for u in home.outputs}
+        return [known[id(self.program.outputs[k].handle)] for k in self._variables]
 
     def _solve(self, theta: tuple[Tensor, ...], values: Sequence[Tensor], warm_start: Starts | None) -> Outcome:
         points = None if warm_start is None else self.program.points(warm_start)

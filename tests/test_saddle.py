@@ -132,6 +132,24 @@ def test_ellipsoidal_uncertainty_is_the_known_cone_program(seed):
     assert np.allclose(solution[x], x.value, atol=1e-5)
 
 
+def test_the_price_of_uncertainty():
+    """The dual variable of |e| <= rho in the follower's problem is |L'x|, the slope of the value in rho."""
+    rng = np.random.default_rng(7)
+    x, e = cp.Variable(4, name="x"), cp.Variable(3, name="e")
+    L, rho = rng.standard_normal((4, 3)), cp.Parameter(name="rho", nonneg=True)
+    row = cp.norm(e) <= rho
+    made = game((L @ e) @ x, e, (), [row], {rho: np.array(0.7)}, cp.sum_squares(x - 2))
+    price = row.dual_variables[0]
+    layer = bg.Layer(made.program, [rho], [price, x])
+    given = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    found, decision = layer(given)
+    assert found.item() == pytest.approx(np.linalg.norm(L.T @ decision.detach().numpy()), abs=1e-9)
+    (slope,) = torch.autograd.grad(found, given)
+    values = [made.program.solve({rho: 0.7 + h}).value for h in (-1e-3, 0, 1e-3)]
+    assert found.item() == pytest.approx((values[2] - values[0]) / 2e-3, abs=1e-5)
+    assert slope.item() == pytest.approx((values[2] - 2 * values[1] + values[0]) / 1e-6, abs=1e-3)
+
+
 @pytest.mark.parametrize(("norm", "dual"), [(2, 2), (1, "inf"), ("inf", 1)])
 def test_adversarial_regression_is_a_dual_norm(norm, dual):
     """max over |d| <= rho of y'(Xw - t) + d'w over |y|_2 <= 1 is |Xw - t| + rho |w|_dual."""

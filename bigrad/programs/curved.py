@@ -24,8 +24,8 @@ FLAT = 1e-13
 """A coordinate below this fraction of the point's size lies on a flat face."""
 
 
-def project_exponential(v: np.ndarray) -> np.ndarray:
-    """The nearest points of the exponential cone, (k, 3)."""
+def project_exponential(v: np.ndarray, guess: np.ndarray | None = None) -> np.ndarray:
+    """The nearest points of the exponential cone, (k, 3); a guess of them saves steps."""
     s, inside, polar, flat, far = np.zeros_like(v), _in_exponential(v), _in_exponential_polar(v), _flat(v), _far(v)
     s[inside] = v[inside]
     face = (flat | far) & ~inside & ~polar
@@ -34,13 +34,13 @@ def project_exponential(v: np.ndarray) -> np.ndarray:
     s[face & far, :2] = 0.0
     rest = np.flatnonzero(~(inside | polar | face))
     if len(rest):
-        s[rest] = _curve(*v[rest].T)
+        s[rest] = _curve(v[rest], v[rest] if guess is None else guess[rest])
     return s
 
 
-def exponential_slope(v: np.ndarray, near: float) -> np.ndarray:
+def exponential_slope(v: np.ndarray, near: float, guess: np.ndarray | None = None) -> np.ndarray:
     """Derivatives of that projection, (k, 3, 3); points within `near` of the cone count as inside."""
-    s = project_exponential(v)
+    s = project_exponential(v, guess)
     D = np.zeros((len(v), 3, 3))
     inside, polar = _close(v, s, near), _in_exponential_polar(v)
     D[inside] = np.eye(3)
@@ -57,8 +57,8 @@ def exponential_slope(v: np.ndarray, near: float) -> np.ndarray:
     return D
 
 
-def project_power(v: np.ndarray, a: np.ndarray) -> np.ndarray:
-    """The nearest points of the power cones with exponents a, (k, 3)."""
+def project_power(v: np.ndarray, a: np.ndarray, guess: np.ndarray | None = None) -> np.ndarray:
+    """The nearest points of the power cones with exponents a, (k, 3); a guess of them saves steps."""
     s, inside, polar = np.zeros_like(v), _in_power(v, a), _in_power_polar(v, a)
     s[inside] = v[inside]
     level = (v[:, 2] == 0) & ~inside & ~polar
@@ -80,14 +80,14 @@ def project_power(v: np.ndarray, a: np.ndarray) -> np.ndarray:
             with np.errstate(divide="ignore", invalid="ignore"):
                 return r - mean, 1 - mean * (b * slope / side).sum(-1)
 
-        r = _root(excess, np.zeros(len(rest)), size)
+        r = _root(excess, np.zeros(len(rest)), size, size / 2 if guess is None else abs(guess[rest, 2]))
         s[rest] = np.c_[sides(r)[0], np.sign(w[:, 2]) * r]
     return s
 
 
-def power_slope(v: np.ndarray, a: np.ndarray, near: float) -> np.ndarray:
+def power_slope(v: np.ndarray, a: np.ndarray, near: float, guess: np.ndarray | None = None) -> np.ndarray:
     """Derivatives of that projection, (k, 3, 3); points within `near` of the cone count as inside."""
-    s = project_power(v, a)
+    s = project_power(v, a, guess)
     D = np.zeros((len(v), 3, 3))
     inside, polar = _close(v, s, near), _in_power_polar(v, a)
     D[inside] = np.eye(3)
@@ -113,6 +113,19 @@ def _level_slope(v: np.ndarray, a: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore", invalid="ignore"):
         even = v[:, :2].max(-1) / (2 * -v[:, :2].min(-1))
     return np.where(share < 0.5, 1.0, np.where(share > 0.5, 0.0, even / (1 + even))) * (v[:, :2].max(-1) > 0)
+
+
+def exponential_room(s: np.ndarray) -> np.ndarray:
+    """How far inside the exponential cone points lie, in z; 0 on its flat face."""
+    x, y, z = s.T
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        return np.where(y > 0, np.maximum(z - y * np.exp(x / y), 0.0), 0.0)
+
+
+def power_room(s: np.ndarray, a: np.ndarray) -> np.ndarray:
+    """How far inside the power cones points lie, in z."""
+    x, y, z = np.maximum(s[:, 0], 0.0), np.maximum(s[:, 1], 0.0), s[:, 2]
+    return np.maximum(x**a * y ** (1 - a) - abs(z), 0.0)
 
 
 def _implicit(gradient: np.ndarray, bend: np.ndarray, weight: np.ndarray) -> np.ndarray:
@@ -164,12 +177,12 @@ def _far(v: np.ndarray) -> np.ndarray:
     return (v[:, 0] > 0) & (v[:, 1] < -STEEP * v[:, 0])
 
 
-def _curve(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
+def _curve(v: np.ndarray, guess: np.ndarray) -> np.ndarray:
     """Projections onto the curved face of the exponential cone: the unknown is rho, the first coordinate over the second.
 
     It is counted from an end of its interval, so that (rho - 1) x + y has no cancellation.
     """
-    right = x > 0
+    (x, y, z), right = v.T, v[:, 0] > 0
     with np.errstate(divide="ignore", invalid="ignore"):
         start = np.where(right, 1 - y / x, x / y)
         width = np.where(right & (y > 0), x / y - start, 2 * STEEP)
@@ -185,18 +198,23 @@ def _curve(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
         slope = (rho * x + y) * up + (x - (rho - 1) * y) * down - (2 * rho - 1) * z
         return sign * value, slope
 
-    with np.errstate(over="ignore", invalid="ignore"):
-        step = _root(gap, np.zeros_like(x), width)
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        step = _root(gap, np.zeros_like(x), width, sign * (guess[:, 0] / guess[:, 1] - start))
     rho = start + sign * step
     part = np.maximum(line(step, rho), 0.0) / (rho * (rho - 1) + 1)
     return np.stack([rho * part, part, np.exp(rho) * part], -1)
 
 
 def _root(
-    function: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]], low: np.ndarray, high: np.ndarray
+    function: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
+    low: np.ndarray,
+    high: np.ndarray,
+    begin: np.ndarray,
 ) -> np.ndarray:
-    """The roots of increasing functions within brackets, by Newton's method guarded by bisection."""
-    at = (low + high) / 2
+    """The roots of increasing functions within brackets, by Newton's method guarded by bisection; begun where that is
+    inside.
+    """
+    at = np.where((begin > low) & (begin < high), begin, (low + high) / 2)
     older = last = high - low
     for _ in range(STEPS):
         value, slope = function(at)

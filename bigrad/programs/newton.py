@@ -52,11 +52,12 @@ class Conic(NamedTuple):
     def residual(self, u: np.ndarray, lam: np.ndarray) -> np.ndarray:
         """R(w)."""
         s = self.b - self.A @ u
-        return np.concatenate([self.P @ u + self.q + self.A.T @ lam, s - self.cones.project(s - lam)])
+        return np.concatenate([self.P @ u + self.q + self.A.T @ lam, s - self.cones.project(s - lam, s)])
 
     def slope(self, u: np.ndarray, lam: np.ndarray) -> Matrix:
         """D: dense for a small program, else sparse."""
-        entries, at = self.cones.slope(self.b - self.A @ u - lam)
+        s = self.b - self.A @ u
+        entries, at = self.cones.slope(s - lam, s)
         m = len(lam)
         if len(u) + m > DENSE:
             return sp.csc_array((entries, at), shape=(m, m))
@@ -71,23 +72,22 @@ class Conic(NamedTuple):
         P, A = self.P.toarray(), self.A.toarray()
         return np.block([[P, A.T], [D @ A - A, D]])
 
-    def measure(self, u: np.ndarray, lam: np.ndarray) -> tuple[float, float, float]:
-        """Errors of stationarity with the multipliers' cone, of the constraints, and the duality gap; each relative to 1 +
+    def measure(self, u: np.ndarray, lam: np.ndarray, gap: np.ndarray) -> tuple[float, float, float]:
+        """Errors of stationarity, of the constraints and the multipliers' signs, and the duality gap; each relative to 1 +
         the size of its data.
+
+        gap: R(w). Its second part bounds how far s is from K and lam from the dual cone, for proj(v) is in the one and
+        proj(v) - v in the other.
         """
-        s, project = self.b - self.A @ u, self.cones.project
-        stationary = abs(self.P @ u + self.q + self.A.T @ lam).max(initial=0.0)
-        signs = abs(project(-lam)).max(initial=0.0)
-        violation = abs(s - project(s)).max(initial=0.0)
-        value = self.value(u)
+        n, value = len(u), self.value(u)
         return (
-            float(max(stationary, signs) / (1 + abs(self.q).max(initial=0.0))),
-            float(violation / (1 + abs(self.b).max(initial=0.0))),
+            float(abs(gap[:n]).max(initial=0.0) / (1 + abs(self.q).max(initial=0.0))),
+            float(abs(gap[n:]).max(initial=0.0) / (1 + abs(self.b).max(initial=0.0))),
             float(abs(value - self.bound(u, lam)) / (1 + abs(value))),
         )
 
-    def polish(self, u: np.ndarray, lam: np.ndarray, steps: int = 8) -> tuple[np.ndarray, np.ndarray, bool]:
-        """A better solution near by, and whether dR/dw is singular there: Newton's method, while it gains."""
+    def polish(self, u: np.ndarray, lam: np.ndarray, steps: int = 8) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
+        """A better solution near by, its R(w), and whether dR/dw is singular there: Newton's method, while it gains."""
         n, singular = len(u), False
         gap = self.residual(u, lam)
         for _ in range(steps):
@@ -99,7 +99,7 @@ class Conic(NamedTuple):
             (u, lam), gap = after, left
             if np.linalg.norm(gap) <= FINE * (1 + np.linalg.norm(self.q) + np.linalg.norm(self.b)):
                 break
-        return u, lam, singular
+        return u, lam, gap, singular
 
 
 def solve(matrix: Matrix, rhs: np.ndarray) -> tuple[np.ndarray, bool]:

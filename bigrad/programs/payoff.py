@@ -18,7 +18,9 @@ from typing import Any
 
 import cvxpy as cp
 import numpy as np
+import scipy.sparse as sp
 from cvxpy.atoms.affine.binary_operators import MulExpression, multiply
+from cvxpy.atoms.affine.sum import Sum
 from cvxpy.atoms.affine.unary_operators import NegExpression
 from cvxpy.utilities import scopes
 
@@ -51,7 +53,7 @@ class Payoff:
 
 
 def split(F: cp.Expression, G: cp.Expression, follower: Sequence[cp.Variable]) -> Payoff:
-    """The payoff of F, minimised by the leader, and G, maximised by the follower. Raises NoGame with the reason."""
+    """The payoff of F, minimised by the leader, and G, maximised by the follower. Raises NoGameError with the reason."""
     ours = {v.id for v in follower}
     payoff = Payoff(follower=list(follower))
     payoff.own += [t for t in terms(F) if not _has(t, ours)]
@@ -99,21 +101,39 @@ def _place(t: cp.Expression, payoff: Payoff, ours: set[int]) -> None:
 def _place_product(t: cp.Expression, payoff: Payoff, mine: list[cp.Variable]) -> None:
     """A term that is affine in each player's variables: own(x) is its value at y = 0, pull(x) its slopes in y."""
     zero = {id(v): cp.Constant(np.zeros(v.shape)) for v in mine}
-    base = t.tree_copy(zero)
-    slopes: dict[int, list[cp.Expression]] = {}
-    for v in mine:
-        units = np.eye(v.size)
-        slopes[v.id] = [
-            t.tree_copy(zero | {id(v): cp.Constant(np.reshape(unit, v.shape, order="F"))}) - base for unit in units
-        ]
+    base, slopes = t.tree_copy(zero), _inner_slopes(t, mine)
+    if slopes is None:
+        slopes = {}
+        for v in mine:
+            units = [cp.Constant(np.reshape(unit, v.shape, order="F")) for unit in np.eye(v.size)]
+            steps = [t.tree_copy(zero | {id(v): unit}) - base for unit in units]
+            slopes[v.id] = cp.hstack([cp.reshape(e, (1,), order="F") for e in steps])
     with scopes.dpp_scope():
-        if not all(e.is_affine() for e in (base, *(e for es in slopes.values() for e in es))):
+        if not all(e.is_affine() for e in (base, *slopes.values())):
             raise NoGameError(
                 f"the term {_named(t)} is not affine in the parameters once the follower's answer is fixed"
             )
     payoff.own.append(base)
     for v in mine:
-        payoff.pull.setdefault(v.id, []).append(cp.hstack([cp.reshape(e, (1,), order="F") for e in slopes[v.id]]))
+        payoff.pull.setdefault(v.id, []).append(slopes[v.id])
+
+
+def _inner_slopes(t: cp.Expression, mine: list[cp.Variable]) -> dict[int, cp.Expression] | None:
+    """Slopes in y of an inner product of vectors, one of y alone and without parameters; None for any other term."""
+    factor, core = _factored(t)
+    if isinstance(core, Sum) and core.size == 1 and isinstance(core.args[0], multiply):
+        core = core.args[0]
+    elif not isinstance(core, MulExpression) or any(a.ndim > 1 for a in core.args):
+        return None
+    if core.args[0].shape != core.args[1].shape:
+        return None
+    ours = {v.id for v in mine}
+    for a, b in (core.args, core.args[::-1]):
+        if not _has(a, ours) and not b.parameters() and all(v.id in ours for v in b.variables()):
+            with Holding({v: np.zeros(v.shape) for v in mine}):
+                found = b.grad
+            return {v.id: factor * (sp.csc_array(found[v]) @ cp.vec(a, order="F")) for v in mine}
+    return None
 
 
 def _place_square(t: cp.Expression, payoff: Payoff, theirs: list[cp.Variable], mine: list[cp.Variable]) -> None:

@@ -16,7 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from bigrad.programs.curved import exponential_slope, power_slope, project_exponential, project_power
+from bigrad.programs.curved import (
+    exponential_room,
+    exponential_slope,
+    power_room,
+    power_slope,
+    project_exponential,
+    project_power,
+)
 
 TOUCH = 1e-7
 """An eigenvalue below this, relative to 1 + the largest of its block, counts as zero."""
@@ -63,15 +70,15 @@ class Cones:
             at += 3 * count
         return [block for block in found if block[1].size]
 
-    def project(self, v: np.ndarray) -> np.ndarray:
-        """The nearest point of the cone."""
+    def project(self, v: np.ndarray, guess: np.ndarray | None = None) -> np.ndarray:
+        """The nearest point of the cone; a guess of it saves time."""
         s = np.zeros_like(v)
         for kind, rows, exponents in self._blocks:
             w = v[rows]
             if kind == "exponential":
-                s[rows] = project_exponential(w)
+                s[rows] = project_exponential(w, None if guess is None else guess[rows])
             elif kind == "power":
-                s[rows] = project_power(w, exponents)
+                s[rows] = project_power(w, exponents, None if guess is None else guess[rows])
             elif kind == "nonneg":
                 s[rows] = np.maximum(w, 0.0)
             elif kind == "soc":
@@ -81,11 +88,12 @@ class Cones:
                 s[rows] = _triangles((frame * np.maximum(spectrum, 0.0)[:, None, :]) @ frame.mT)
         return s
 
-    def slope(self, v: np.ndarray) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    def slope(self, v: np.ndarray, guess: np.ndarray | None = None) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
         """The derivative of `project` at v, a matrix of symmetric blocks: entries, and their rows and columns."""
         entries, across, down = [np.zeros(0)], [np.zeros(0, int)], [np.zeros(0, int)]
         for kind, rows, exponents in self._blocks:
             w = v[rows]
+            near = None if guess is None else guess[rows]
             if kind == "zero":
                 continue
             if kind == "nonneg":
@@ -95,17 +103,18 @@ class Cones:
             elif kind == "psd":
                 D = _psd_slope(w)
             else:
-                D = exponential_slope(w, TOUCH) if kind == "exponential" else power_slope(w, exponents, TOUCH)
+                power = kind == "power"
+                D = power_slope(w, exponents, TOUCH, near) if power else exponential_slope(w, TOUCH, near)
             entries.append(D.ravel())
             across.append(np.broadcast_to(rows[:, None, :], D.shape).ravel())
             down.append(np.broadcast_to(rows[:, :, None], D.shape).ravel())
         return np.concatenate(entries), (np.concatenate(down), np.concatenate(across))
 
-    def weak(self, v: np.ndarray) -> int:
-        """How many constraints have neither slack nor multiplier at s - lam = v: eigenvalues at zero."""
-        return sum(int((abs(e) <= TOUCH * (1 + abs(e).max(-1, keepdims=True))).sum()) for e in self._spectra(v))
+    def weak(self, v: np.ndarray, s: np.ndarray) -> int:
+        """How many constraints have neither slack nor multiplier at v = s - lam: eigenvalues at zero."""
+        return sum(int((abs(e) <= TOUCH * (1 + abs(e).max(-1, keepdims=True))).sum()) for e in self._spectra(v, s))
 
-    def _spectra(self, v: np.ndarray) -> Iterator[np.ndarray]:
+    def _spectra(self, v: np.ndarray, s: np.ndarray) -> Iterator[np.ndarray]:
         for kind, rows, exponents in self._blocks:
             w = v[rows]
             if kind == "nonneg":
@@ -116,9 +125,8 @@ class Cones:
             elif kind == "psd":
                 yield np.linalg.eigvalsh(_matrices(w))
             elif kind != "zero":
-                s = project_exponential(w) if kind == "exponential" else project_power(w, exponents)
-                edge = np.linalg.norm(s - w, axis=-1) + np.linalg.norm(s, axis=-1) * np.isclose(s, 0.0).any(-1)
-                yield np.stack([edge, np.linalg.norm(w, axis=-1)], -1)
+                room = power_room(s[rows], exponents) if kind == "power" else exponential_room(s[rows])
+                yield np.stack([abs(s[rows] - w).max(-1) + room, abs(w).max(-1) + room], -1)
 
 
 def _project_soc(w: np.ndarray) -> np.ndarray:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import cvxpy as cp
@@ -40,14 +41,24 @@ from bigrad.solution import DeclarationError
 
 @dataclass(frozen=True, eq=False)
 class Game:
-    """The one convex program of a saddle program, and the players' sets as programs of their own, for a diagnosis.
+    """The one convex program of a saddle program, and the players' own sets, for a diagnosis.
 
     program: its unknowns are those of the bilevel program, in the same order.
     """
 
     program: Program
-    leader: Program
-    follower: Program
+    sets: tuple[cp.Problem, cp.Problem]
+    parameters: tuple[cp.Parameter, ...]
+
+    @cached_property
+    def leader(self) -> Program:
+        """Any decision that keeps the leader's own constraints."""
+        return single.declare(self.sets[0], self.program.default, self.parameters)
+
+    @cached_property
+    def follower(self) -> Program:
+        """Any answer that keeps the follower's."""
+        return single.declare(self.sets[1], self.program.default, self.parameters)
 
 
 def declare(
@@ -86,7 +97,6 @@ def declare(
             smooth=None,
             why_not_quadratic=str(refusal).split(":")[0].rstrip("."),
             source=Source(upper, lower, roles),
-            duals=(),
         )
     return replace(program, saddle=game, why_not_saddle=reason, rebuild=rebuild)
 
@@ -138,11 +148,11 @@ def _game(upper: cp.Problem, lower: cp.Problem, roles: Roles, default: Solver) -
     one = replace(
         one, unknowns=tuple(unknowns), duals=tuple(prices), source=_Leader(upper, above[len(payoff.above) :], roles)
     )
-    sets = [
-        single.declare(cp.Problem(cp.Minimize(_nothing(variables)), rows), default, roles.parameters)
-        for variables, rows in ((roles.leader, above), (payoff.follower, below))
-    ]
-    return Game(one, *sets)
+    sets = (
+        cp.Problem(cp.Minimize(_nothing(roles.leader)), above),
+        cp.Problem(cp.Minimize(_nothing(payoff.follower)), below),
+    )
+    return Game(one, sets, roles.parameters)
 
 
 def _dualised(

@@ -122,8 +122,8 @@ class Interior(AbstractSolver):
             return Found(self._ray(program, u), iterations=iterations)
         if not (np.isfinite(u).all() and np.isfinite(lam).all()):
             return Found(Status.FAILED, iterations=iterations)
-        u, lam, singular = program.polish(u, lam)
-        residual, violation, gap = program.measure(u, lam)
+        u, lam, left, singular = program.polish(u, lam)
+        residual, violation, gap = program.measure(u, lam, left)
         value, bound = program.value(u), program.bound(u, lam)
         if max(residual, violation, gap) <= PROVEN:
             status = Status.GLOBAL
@@ -132,7 +132,8 @@ class Interior(AbstractSolver):
         else:
             limits = {"MaxIterations": Status.ITERATION_LIMIT, "MaxTime": Status.TIME_LIMIT}
             return Found(limits.get(word, Status.FAILED), iterations=iterations)
-        weak = program.cones.weak(program.b - program.A @ u - lam)
+        s = program.b - program.A @ u
+        weak = program.cones.weak(s - lam, s)
         w = np.r_[u, lam]
         return Found(status, w, value, bound, residual, violation, iterations, weak, singular)
 
@@ -171,7 +172,8 @@ class Interior(AbstractSolver):
         if str(answer.status).endswith("PrimalInfeasible"):
             sure = _proves_infeasible(program, np.array(answer.z))
             return Status.INFEASIBLE_UPPER if sure else Status.NOT_FOUND
-        feasible = still.measure(np.array(answer.x), np.array(answer.z))[1] <= EXACT
+        point = np.array(answer.x), np.array(answer.z)
+        feasible = still.measure(*point, still.residual(*point))[1] <= EXACT
         return Status.UNBOUNDED_UPPER if feasible else Status.NOT_FOUND
 
 

@@ -56,9 +56,12 @@ class Pieces(AbstractSolver):
     def accepts(self, program: Program) -> str | None:
         """Refuses programs that are not quadratic, or whose upper level is not convex."""
         if program.quadratic is None:
-            return f"Pieces() needs linear constraints and a quadratic upper objective, but {program.why_not_quadratic}. Use Relaxation()."
+            why = program.why_not_quadratic
+            return (
+                f"Pieces() needs linear constraints and a quadratic upper objective, but {why}. Use {_better(program)}."
+            )
         if not program.convex:
-            return "Pieces() needs a convex upper objective, and this one is not convex in (x, y) together. Use Relaxation()."
+            return f"Pieces() needs a convex upper objective, and this one is not convex in (x, y) together. Use {_better(program)}."
         return None
 
     def choose(self, program: Program) -> tuple[AbstractSolver, str]:
@@ -196,6 +199,11 @@ class Pieces(AbstractSolver):
         z, bound = high_points(data, maps.sizes, batch, self.starts, self.seed)
         tight, valid = answers(data, maps.sizes, z[..., : maps.sizes.x], maps.own)
         return np.nonzero(valid)[0], tight[valid], bound
+
+
+def _better(program: Program) -> str:
+    """The solver that takes a program which is not for this one."""
+    return f"{type(program.default.choose(program)[0]).__name__}()"
 
 
 def _blanks(batch: int) -> list[tuple[str, np.ndarray]]:
