@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         Status,
     )
     from bigrad.solvers.active_set import ActiveSet
+    from bigrad.solvers.certificate import Global
     from bigrad.solvers.mehrotra import Mehrotra
     from bigrad.solvers.pieces import Pieces
     from bigrad.solvers.relaxation import Relaxation
@@ -45,6 +46,7 @@ _HOMES = {
     "BigradError": "solution",
     "CapabilityError": "solution",
     "DeclarationError": "solution",
+    "Global": "solvers.certificate",
     "Implicit": "gradients.implicit",
     "InputError": "solution",
     "Layer": "layer",
@@ -69,6 +71,7 @@ __all__ = [
     "BigradError",
     "CapabilityError",
     "DeclarationError",
+    "Global",
     "Implicit",
     "InputError",
     "Layer",

@@ -22,8 +22,8 @@ FEW_PAIRS = 16
 
 @dataclass(frozen=True)
 class Auto(AbstractSolver, AbstractGradient):
-    """Chooses by the program: ActiveSet for one convex quadratic level, Pieces for two with a convex quadratic upper one,
-    Relaxation for any other; Implicit for the gradient.
+    """Chooses by the program: Global where the leader has integer variables, ActiveSet for one convex quadratic level,
+    Pieces for two with a convex quadratic upper one, Relaxation for any other; Implicit for the gradient.
 
     `program.explain()` and `layer.explain()` print the choice and its reason.
     """
@@ -31,15 +31,18 @@ class Auto(AbstractSolver, AbstractGradient):
     needs: ClassVar[frozenset[str]] = frozenset({"kkt"})
 
     def accepts(self, program: Program) -> str | None:
-        """None: some solver takes every program that could be declared."""
-        return None
+        """None, but for integers in a program that is not quadratic: some solver takes every other that could be declared."""
+        return self.choose(program)[0].accepts(program) if program.integers else None
 
     def choose(self, program: Program) -> tuple[AbstractSolver, str]:
         """The solver that fits, and why."""
         from bigrad.solvers.active_set import ActiveSet
+        from bigrad.solvers.certificate import Global
         from bigrad.solvers.pieces import Pieces
         from bigrad.solvers.relaxation import Relaxation
 
+        if program.integers:
+            return Global(), f"The leader has integer variables. {Global().choose(program)[1]}"
         if program.quadratic is None:
             return Relaxation(), f"The program is not quadratic: {program.why_not_quadratic}."
         if not program.convex:

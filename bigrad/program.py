@@ -98,7 +98,7 @@ class Program:
     quadratic: the program as a bilevel quadratic program, or None. convex: whether its upper level is convex in z = (x,
     y). smooth: the program as a smooth program with complementarity pairs, built when first needed. sign: +1 where the
     leader minimises, -1 where it maximises. prices: the prices of the lower constraints that involve a follower. followers:
-    how many there are.
+    how many there are. integers: places in z of the leader's integer variables.
     """
 
     inputs: tuple[Input, ...]
@@ -113,6 +113,7 @@ class Program:
     rebuild: tuple[Any, ...] = field(repr=False)
     prices: tuple[Price, ...] = field(default=(), repr=False)
     followers: int = 1
+    integers: tuple[int, ...] = ()
 
     @property
     def layout(self) -> Any:

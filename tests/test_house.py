@@ -24,6 +24,7 @@ EXPORTS = [
     "BigradError",
     "CapabilityError",
     "DeclarationError",
+    "Global",
     "Implicit",
     "InputError",
     "Layer",
@@ -62,12 +63,14 @@ LADDER = [
 # Inside a folder too, a module imports only neighbours further down its list; those on one line do not know each other.
 INSIDE = {
     "solvers": [
+        {"certificate"},
         {"mehrotra"},
         {"active_set"},
         {"pieces", "relaxation"},
+        {"integers"},
         {"branch", "verdict"},
-        {"search", "stages"},
-        {"piece", "starts", "uno"},
+        {"reformulation", "search", "stages"},
+        {"piece", "sos", "starts", "uno"},
         {"equilibrium"},
         {"active", "convex", "diagnose", "interior", "scaling", "separable"},
         {"base"},
@@ -84,7 +87,19 @@ INSIDE = {
 }
 
 # What `import bigrad` must not load; tests that need one import it themselves.
-HEAVY = ["cvxpy", "daqp", "highspy", "joblib", "matplotlib", "ortools", "scipy.optimize", "torch", "tqdm", "unopy"]
+HEAVY = [
+    "cvxpy",
+    "daqp",
+    "highspy",
+    "joblib",
+    "matplotlib",
+    "ortools",
+    "pyscipopt",
+    "scipy.optimize",
+    "torch",
+    "tqdm",
+    "unopy",
+]
 
 
 def name_of(file: Path) -> str:

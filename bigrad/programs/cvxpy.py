@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import cvxpy as cp
+import numpy as np
 from cvxpy.lin_ops import lin_utils
 
 from bigrad.program import Input, Program, Solver, Unknown
@@ -14,7 +15,7 @@ from bigrad.programs.assemble import assemble
 from bigrad.programs.canonical import Level
 from bigrad.programs.checks import check_lower, check_upper
 from bigrad.programs.prices import Prices, in_cone, in_level
-from bigrad.programs.roles import Roles, declared_bounds, declared_sign, sort_roles
+from bigrad.programs.roles import Roles, declared_bounds, declared_sign, sort_roles, whole
 from bigrad.programs.smooth import Smooth
 from bigrad.programs.source import Source
 from bigrad.quadratic import Maps
@@ -75,9 +76,10 @@ def declare(
     )
     if maps is None:
         smooth.check(reason)
+    variables = unknowns(roles, maps, sum(v.size for v in roles.leader))
     return Program(
         inputs=tuple(Input(p, p.name(), p.shape, declared_sign(p)) for p in roles.parameters),
-        unknowns=unknowns(roles, maps, sum(v.size for v in roles.leader)),
+        unknowns=variables,
         sign=sign,
         quadratic=maps,
         convex=convex,
@@ -96,6 +98,7 @@ def declare(
         ),
         prices=(prices if maps else in_full).handles(),
         followers=len(lower),
+        integers=_integers(variables),
     )
 
 
@@ -150,6 +153,11 @@ def quadratic_form(
     variables = [*(plain[v.id] for v in (*roles.leader, *roles.follower)), *asked]
     upper = canonical.level(cone, variables, roles.parameters)
     return assemble(upper, level, roles, plain, stand_ins, asked), convex, ""
+
+
+def _integers(variables: tuple[Unknown, ...]) -> tuple[int, ...]:
+    places = [u.place.start + whole(u.handle, kind) for u in variables for kind in ("boolean", "integer")]
+    return tuple(int(i) for i in np.unique(np.concatenate([*places, np.zeros(0, int)])))
 
 
 def unknowns(roles: Roles, maps: Maps | None, leader: int) -> tuple[Unknown, ...]:
