@@ -23,7 +23,7 @@ from bigrad.solvers.base import EXACT, PROVEN, AbstractSolver, batch_size
 from bigrad.solvers.diagnose import diagnose
 from bigrad.solvers.integers import Held
 from bigrad.solvers.pieces import Pieces
-from bigrad.solvers.reformulation import BOUNDED, UNBOUNDED, fall, reformulate
+from bigrad.solvers.reformulation import BOUNDED, UNBOUNDED, fall, reformulate, tightened
 from bigrad.solvers.relaxation import Relaxation
 from bigrad.solvers.scaling import Scaling
 from bigrad.solvers.stages import QuadraticSystem
@@ -121,6 +121,8 @@ class _Item:
         if best.status is Status.UNBOUNDED_UPPER and self.convex:
             return best
         program = reformulate(self.data, self.sizes, self.integer, self.units)
+        if not sos.convex(program.H):
+            program = tightened(program, lambda: self.left)
         fate = BOUNDED if np.isfinite(best.bound) else fall(program, self.left)
         if fate is UNBOUNDED:
             return Verdict(Status.UNBOUNDED_UPPER)
@@ -153,7 +155,8 @@ class _Item:
             relaxation = Relaxation(starts=starts, time_limit=seconds, seed=seed)
             return relaxation.item(QuadraticSystem(data, sizes), at)
         pieces = Pieces(starts=starts, nodes=0, time_limit=seconds, seed=seed)
-        return Verdict.of(pieces.part(data, sizes, *np.zeros((2, 1), bool), [at], time.perf_counter()), 0)
+        fine = np.zeros(1, bool)
+        return Verdict.of(pieces.part(data, sizes, fine, fine, [at], time.perf_counter()), 0)
 
     def start(self, best: Verdict) -> np.ndarray | None:
         """A verdict's point in the unknowns of the reformulation."""
@@ -171,18 +174,20 @@ class _Item:
         return Point(z, u[self.sizes.blocks[2]] > u[self.sizes.primal :])
 
     def judged(self, best: Verdict, found: sos.Found, bound: float) -> Verdict:
-        best = best._replace(bound=bound, iterations=found.nodes)
+        best = best._replace(iterations=found.nodes)
         late = found.status == sos.LATE
-        if best.w is None or best.value is None:
+        if best.value is None:
             failed = Status.TIME_LIMIT if late else Status.FAILED if found.status == sos.BROKEN else Status.NOT_FOUND
-            return best._replace(status=failed)
-        unit = 1 / self.upper + abs(best.value)
-        if bound > best.value + PROVEN * unit:  # a feasible point below it: it is none
-            best = best._replace(bound=-np.inf)
-        best = best._replace(bound=min(best.bound, best.value))
+            return best._replace(status=failed, bound=bound)
+        value = best.value
+        unit = 1 / self.upper + abs(value)
+        if bound > value + PROVEN * unit:  # a feasible point below it: it is none
+            bound = -np.inf
+        bound = min(bound, value)
+        best = best._replace(bound=bound)
         if max(best.residual or 0.0, best.violation or 0.0) > EXACT:
             return best._replace(status=Status.INEXACT)
-        if best.value - best.bound <= self.solver.gap * unit:
+        if value - bound <= self.solver.gap * unit:
             return best._replace(status=Status.GLOBAL)
         return best._replace(status=Status.OPEN) if late else best
 

@@ -9,6 +9,7 @@ bilevel model of taxation and its application to optimal highway pricing", Manag
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -24,6 +25,8 @@ RANGE, ROUNDS = 1e3, 80
 STEEP, LEVEL, MARGIN = 1e-4, 1e-6, 1e-3
 """Along a ray of length one, a steeper descent is one, a flatter one is none; less curvature than this share of the
 largest may be none."""
+LOOSE, SLIT = 1e-3, 1e-6
+"""The gap to which a bound of an unknown is found, and the width by which it is moved outwards."""
 BOUNDED, UNBOUNDED, UNDECIDED = "bounded", "unbounded", "undecided"
 
 
@@ -86,6 +89,26 @@ def _least_bent(H: np.ndarray, S: np.ndarray) -> float:
     return (a + b) / 2
 
 
+def tightened(program: Sos, clock: Callable[[], float]) -> Sos:
+    """The program with bounds on the unknowns of its objective, as far as its rows and pairs imply them.
+
+    Branching in space needs them: a product of unbounded factors has no relaxation. Each is one program with a linear
+    objective. clock: seconds left.
+    """
+    low, high = program.low.copy(), program.high.copy()
+    for k in np.flatnonzero(program.H.any(0) | (program.f != 0)):
+        for bounds, sign in ((low, 1.0), (high, -1.0)):
+            goal = np.zeros(len(low))
+            goal[k] = sign
+            found = sos.minimise(
+                replace(program, H=np.zeros_like(program.H), f=goal, f0=0.0), gap=(LOOSE, LOOSE), seconds=clock()
+            )
+            if found.status == sos.OPTIMAL and np.isfinite(found.bound):
+                edge = sign * (found.bound - SLIT * (1 + abs(found.bound)))
+                bounds[k] = max(bounds[k], edge) if sign > 0 else min(bounds[k], edge)
+    return replace(program, low=low, high=high)
+
+
 def fall(program: Sos, seconds: float) -> str:
     """Whether the objective falls without limit over the feasible points.
 
@@ -94,6 +117,9 @@ def fall(program: Sos, seconds: float) -> str:
     only where Hd == 0, and there f'd >= 0, there is no such ray. The pairs are looked at only if the rays of the
     polyhedron without them do not settle it.
     """
+    priced = program.H.any(0) | (program.f != 0)
+    if np.isfinite(program.low[priced]).all() and np.isfinite(program.high[priced]).all():
+        return BOUNDED
     cone = _cone(program)
     if _along(program, replace(cone, pairs=cone.pairs[:0]), seconds) == BOUNDED:
         return BOUNDED
@@ -129,7 +155,7 @@ def _along(program: Sos, cone: Sos, seconds: float) -> str:
 def _cone(program: Sos) -> Sos:
     """Feasible points u with, beside each, the rays d of length at most one of a piece that it lies on; no objective."""
     n, (a, b) = len(program.f), program.pairs.T
-    homogeneous = np.where(np.isinf(program.low), -1.0, 0.0)
+    down, up = (np.where(np.isinf(side), 1.0, 0.0) for side in (program.low, program.high))
     return Sos(
         H=np.zeros((2 * n, 2 * n)),
         f=np.zeros(2 * n),
@@ -137,8 +163,8 @@ def _cone(program: Sos) -> Sos:
         rows=np.kron(np.eye(2), program.rows),
         top=np.r_[program.top, 0 * program.top],
         equal=np.tile(program.equal, 2),
-        low=np.r_[program.low, homogeneous],
-        high=np.r_[program.high, np.ones(n)],
+        low=np.r_[program.low, -down],
+        high=np.r_[program.high, up],
         pairs=np.concatenate([np.stack(p, -1) for p in ((a, b), (a, n + b), (n + a, b), (n + a, n + b))]),
         integer=program.integer,
     )

@@ -84,6 +84,7 @@ def minimise(
             "numerics/feastol": tolerance,
             "limits/gap": gap[0],
             "limits/absgap": gap[1],
+            "constraints/nonlinear/tightenlpfeastol": False,  # the linear solver would complain on stderr
             "timing/clocktype": 2,  # wall clock
         }
     )
