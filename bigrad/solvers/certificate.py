@@ -32,7 +32,9 @@ from bigrad.solvers.verdict import Verdict, gather, nonconvex
 LEAST_GAP = 1e-8
 """No tighter gap can be proven with SCIP's tolerances."""
 POLISH = 1.0
-"""Seconds that the last exact solve of the best piece may take beyond the time limit; milliseconds, as a rule."""
+"""Seconds that an exact solve of a given piece may take beyond the time limit; milliseconds, as a rule."""
+PATIENCE = 10.0
+"""Seconds for finding out whether the objective falls without limit, and for a search without proof if that fails."""
 
 
 @dataclass(frozen=True)
@@ -117,17 +119,19 @@ class _Item:
         system = QuadraticSystem(self.data, self.sizes)
         if nonconvex(system, system.origin):
             return Verdict(Status.NONCONVEX_LOWER)
-        best = self.local(warm, self.left / 2)
+        best = self.local(warm, self.left / 2 if warm is None else max(self.left, POLISH))
+        floor = best.bound
         if best.status is Status.UNBOUNDED_UPPER and self.convex:
             return best
         program = reformulate(self.data, self.sizes, self.integer, self.units)
         if not sos.convex(program.H):
             program = tightened(program, lambda: self.left)
-        fate = BOUNDED if np.isfinite(best.bound) else fall(program, self.left)
+        short = min(self.left, PATIENCE)
+        fate = BOUNDED if np.isfinite(floor) else fall(program, short)
         if fate is UNBOUNDED:
             return Verdict(Status.UNBOUNDED_UPPER)
-        gap = self.solver.gap / 2
-        found = sos.minimise(program, self.start(best), gap=(gap, gap / self.upper), seconds=self.left)
+        gap, seconds = self.solver.gap / 2, self.left if fate is BOUNDED else short
+        found = sos.minimise(program, self.start(best), gap=(gap, gap / self.upper), seconds=seconds)
         if found.status == sos.INFEASIBLE and best.w is None:
             found = sos.minimise(program, seconds=self.left, tolerance=sos.LENIENT)
             if found.status == sos.INFEASIBLE:
@@ -136,7 +140,7 @@ class _Item:
                 return Verdict(status, bound=np.inf, iterations=found.nodes)
         if found.v is not None:
             best = _better(best, self.local(self.point(found.v), max(self.left, POLISH)))
-        return self.judged(best, found, found.bound if fate is BOUNDED else -np.inf)
+        return self.judged(best, found, (floor, found.bound if fate is BOUNDED else -np.inf))
 
     def local(self, at: Point | None, seconds: float) -> Verdict:
         """A local optimum from a point, integers held where it has them, else of a search from scratch."""
@@ -173,17 +177,16 @@ class _Item:
         z[self.integer] /= self.units
         return Point(z, u[self.sizes.blocks[2]] > u[self.sizes.primal :])
 
-    def judged(self, best: Verdict, found: sos.Found, bound: float) -> Verdict:
+    def judged(self, best: Verdict, found: sos.Found, bounds: tuple[float, ...]) -> Verdict:
         best = best._replace(iterations=found.nodes)
-        late = found.status == sos.LATE
+        late = found.status == sos.LATE and self.left <= 0
         if best.value is None:
             failed = Status.TIME_LIMIT if late else Status.FAILED if found.status == sos.BROKEN else Status.NOT_FOUND
-            return best._replace(status=failed, bound=bound)
+            return best._replace(status=failed, bound=max(bounds))
         value = best.value
         unit = 1 / self.upper + abs(value)
-        if bound > value + PROVEN * unit:  # a feasible point below it: it is none
-            bound = -np.inf
-        bound = min(bound, value)
+        believed = [b for b in bounds if b <= value + PROVEN * unit]  # above a feasible point it is none
+        bound = min(max(believed, default=-np.inf), value)
         best = best._replace(bound=bound)
         if max(best.residual or 0.0, best.violation or 0.0) > EXACT:
             return best._replace(status=Status.INEXACT)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bigrad.quadratic import Data, Sizes
+from bigrad.solution import Status
 from bigrad.solvers.verdict import Verdict
 
 
@@ -53,7 +54,11 @@ class Held:
         return Held(held, rest, at, values, np.delete(np.arange(width), gone), width)
 
     def restore(self, verdict: Verdict) -> Verdict:
-        """The verdict on the rest as one on the whole; the integer variables are not free."""
+        """The verdict on the rest as one on the whole: the integer variables are not free, and nothing is proven of others
+        than these.
+        """
+        status = Status.LOCAL if verdict.status is Status.GLOBAL else verdict.status
+        verdict = verdict._replace(status=status, bound=-np.inf)
         if verdict.w is None or verdict.free is None:
             return verdict
         w, free = np.zeros(self.width), np.zeros(self.width, bool)

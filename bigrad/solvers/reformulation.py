@@ -25,8 +25,8 @@ RANGE, ROUNDS = 1e3, 80
 STEEP, LEVEL, MARGIN = 1e-4, 1e-6, 1e-3
 """Along a ray of length one, a steeper descent is one, a flatter one is none; less curvature than this share of the
 largest may be none."""
-LOOSE, SLIT = 1e-3, 1e-6
-"""The gap to which a bound of an unknown is found, and the width by which it is moved outwards."""
+LOOSE, SLIT, BRIEF = 1e-3, 1e-6, 2.0
+"""The gap to which a bound of an unknown is found, the width by which it is moved outwards, and the seconds it may take."""
 BOUNDED, UNBOUNDED, UNDECIDED = "bounded", "unbounded", "undecided"
 
 
@@ -98,12 +98,13 @@ def tightened(program: Sos, clock: Callable[[], float]) -> Sos:
     low, high = program.low.copy(), program.high.copy()
     for k in np.flatnonzero(program.H.any(0) | (program.f != 0)):
         for bounds, sign in ((low, 1.0), (high, -1.0)):
+            if clock() <= 0:
+                break
             goal = np.zeros(len(low))
             goal[k] = sign
-            found = sos.minimise(
-                replace(program, H=np.zeros_like(program.H), f=goal, f0=0.0), gap=(LOOSE, LOOSE), seconds=clock()
-            )
-            if found.status == sos.OPTIMAL and np.isfinite(found.bound):
+            flat = replace(program, H=np.zeros_like(program.H), f=goal, f0=0.0)
+            found = sos.minimise(flat, gap=(LOOSE, LOOSE), seconds=min(clock(), BRIEF))
+            if np.isfinite(found.bound):
                 edge = sign * (found.bound - SLIT * (1 + abs(found.bound)))
                 bounds[k] = max(bounds[k], edge) if sign > 0 else min(bounds[k], edge)
     return replace(program, low=low, high=high)
