@@ -78,7 +78,6 @@ REFUSED = {
     "a weight and a target, both parameters": (lambda: declare(N * cp.square(X - P), Y2, [Y]), "not DPP at n.*variable of its own"),
     "an integer follower": (lambda: declare(X2, cp.square(INTEGER - X), [INTEGER]), "follower variable 'k' is integer"),
     "a boolean follower": (lambda: declare(X2, cp.square(BOOLEAN - X), [BOOLEAN]), "follower variable 'k' is integer"),
-    "an integer leader": (lambda: declare(INTEGER, cp.square(Y - INTEGER), [Y]), "leader variable 'k' is integer"),
     "a complex follower": (lambda: declare(X2, cp.square(cp.real(COMPLEX) - X), [COMPLEX]), "variable 'k' is complex"),
     "a complex parameter": (
         lambda: declare(X2, cp.square(Y - cp.real(cp.Parameter(name="w", complex=True))), [Y]),

@@ -33,6 +33,8 @@ LEAST_GAP = 1e-8
 """No tighter gap can be proven with SCIP's tolerances."""
 POLISH = 1.0
 """Seconds that an exact solve of a given piece may take beyond the time limit; milliseconds, as a rule."""
+PREPARATION = 60.0
+"""Seconds, at most, for bounds on unknowns; a quarter of the time limit."""
 PATIENCE = 10.0
 """Seconds for finding out whether the objective falls without limit, and for a search without proof if that fails."""
 
@@ -125,7 +127,7 @@ class _Item:
             return best
         program = reformulate(self.data, self.sizes, self.integer, self.units)
         if not sos.convex(program.H):
-            program = tightened(program, lambda: self.left)
+            program = tightened(program, min(self.left / 4, PREPARATION))
         short = min(self.left, PATIENCE)
         fate = BOUNDED if np.isfinite(floor) else fall(program, short)
         if fate is UNBOUNDED:

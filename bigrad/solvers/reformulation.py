@@ -9,7 +9,7 @@ bilevel model of taxation and its application to optimal highway pricing", Manag
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -89,21 +89,22 @@ def _least_bent(H: np.ndarray, S: np.ndarray) -> float:
     return (a + b) / 2
 
 
-def tightened(program: Sos, clock: Callable[[], float]) -> Sos:
+def tightened(program: Sos, seconds: float) -> Sos:
     """The program with bounds on the unknowns of its objective, as far as its rows and pairs imply them.
 
     Branching in space needs them: a product of unbounded factors has no relaxation. Each is one program with a linear
-    objective. clock: seconds left.
+    objective.
     """
-    low, high = program.low.copy(), program.high.copy()
+    low, high, end = program.low.copy(), program.high.copy(), time.perf_counter() + seconds
     for k in np.flatnonzero(program.H.any(0) | (program.f != 0)):
         for bounds, sign in ((low, 1.0), (high, -1.0)):
-            if clock() <= 0:
+            left = end - time.perf_counter()
+            if left <= 0:
                 break
             goal = np.zeros(len(low))
             goal[k] = sign
             flat = replace(program, H=np.zeros_like(program.H), f=goal, f0=0.0)
-            found = sos.minimise(flat, gap=(LOOSE, LOOSE), seconds=min(clock(), BRIEF))
+            found = sos.minimise(flat, gap=(LOOSE, LOOSE), seconds=min(left, BRIEF))
             if np.isfinite(found.bound):
                 edge = sign * (found.bound - SLIT * (1 + abs(found.bound)))
                 bounds[k] = max(bounds[k], edge) if sign > 0 else min(bounds[k], edge)
