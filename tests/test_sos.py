@@ -10,6 +10,7 @@ import pytest
 import torch
 from helpers import SHAPES, random_quadratic
 from test_global import KINDS, best_of_all_pieces, random_program
+from test_prices import duals, priced
 
 import bigrad as bg
 from bigrad import datasets
@@ -332,6 +333,44 @@ def test_a_batch_keeps_its_good_items_and_its_order():
     assert [s.value for s in again[2:]] == [s.value for s in solutions[2:]]
 
 
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_leader_of_several_followers(whole):
+    """Stackelberg and Cournot: with n firms, costs c and demand a - q, the leader's revenue is q0 (a - q0 + sum of c) / (n + 1) - c0 q0."""
+    a, c, firms = 10.0, np.array([1.0, 1.2, 2.0]), [cp.Variable(name=f"q{i}", nonneg=True) for i in (1, 2)]
+    q0 = cp.Variable(name="q0", integer=whole)
+    lower = [
+        cp.Problem(cp.Maximize((a - cost) * own - cp.square(own) - own * (q0 + other)))
+        for own, other, cost in zip(firms, firms[::-1], c[1:], strict=True)
+    ]
+    upper = cp.Problem(cp.Maximize((a - c[0]) * q0 - (q0 + sum(firms)) * q0), [q0 >= 0, q0 <= 9])
+    solution = bg.bilevel(upper, lower, responds=[[q] for q in firms]).solve(solver=bg.Global(), verify=True)
+    grid = np.arange(10.0) if whole else np.array([(a - 3 * c[0] + c[1:].sum()) / 2])
+    revenue = grid * (a - grid + c[1:].sum()) / 3 - c[0] * grid
+    check_claim(solution, revenue.max(), "Cournot")
+    assert solution[q0] == pytest.approx(grid[revenue.argmax()], abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["a vector", "a scalar equality"])
+@pytest.mark.parametrize("use", ["a square", "a product"])
+def test_prices_above(kind, use):
+    made, price = priced(kind, use)
+    local = made.program.solve(made.values)
+    solution = made.program.solve(made.values, solver=bg.Global(), verify=True)
+    assert solution.status is bg.Status.GLOBAL
+    assert solution.value <= local.value + 1e-9
+    assert solution.stats.follower_gap <= 1e-6
+    np.testing.assert_allclose(solution[price], duals(made, solution)[0], atol=1e-4)
+
+
+def test_one_level_that_is_not_convex():
+    z = cp.Variable(2, name="z")
+    saddle = cp.square(z[0]) - cp.square(z[1]) + z[0] * z[1]
+    program = bg.argmin(cp.Problem(cp.Minimize(saddle), [z <= 1, z >= -1]))
+    solution = program.solve(solver=bg.Global())
+    assert solution.status is bg.Status.GLOBAL
+    assert solution.value == pytest.approx(-1.25)
+
+
 def test_the_gradient_at_integers_is_that_of_the_continuous_part():
     s = cp.Parameter(2, name="s")
     x, y = cp.Variable(2, name="x"), cp.Variable(2, name="y")
@@ -367,6 +406,7 @@ def test_every_solver_takes_integers_or_refuses_by_name():
     for solver in (s for s in AbstractSolver.__subclasses__() if s.__name__ not in takers):
         refusal = solver().accepts(program)
         assert refusal is not None, solver
+        assert f"{solver.__name__}() needs continuous variables" in refusal
         assert "Global()" in refusal
     assert "integer" in program.explain()
     assert "Global(" in program.explain()

@@ -16,7 +16,7 @@ import numpy as np
 
 from bigrad.parallel import single_blas, thread_map
 from bigrad.program import Program
-from bigrad.quadratic import Data, Sizes
+from bigrad.quadratic import Data, Maps, Sizes
 from bigrad.solution import InputError, Outcome, Point, Status
 from bigrad.solvers import sos
 from bigrad.solvers.base import EXACT, PROVEN, AbstractSolver, batch_size
@@ -94,7 +94,7 @@ class Global(AbstractSolver):
                 found = []
                 for i in items:
                     since = time.perf_counter()
-                    item = _Item(self, data.pick(i), sizes, np.array(program.integers, int), scaling, since)
+                    item = _Item(self, data.pick(i), maps, np.array(program.integers, int), scaling, since)
                     verdict = Verdict(Status.INVALID_INPUT) if invalid[i] else item.verdict(warm[i])
                     found.append(verdict._replace(seconds=time.perf_counter() - since))
                 return found
@@ -106,8 +106,8 @@ class Global(AbstractSolver):
 class _Item:
     """One program, rescaled, at fixed inputs."""
 
-    def __init__(self, solver: Global, data: Data, sizes: Sizes, integer: np.ndarray, scaling: Scaling, since: float):
-        self.solver, self.data, self.sizes, self.integer = solver, data, sizes, integer
+    def __init__(self, solver: Global, data: Data, maps: Maps, integer: np.ndarray, scaling: Scaling, since: float):
+        self.solver, self.data, self.sizes, self.own, self.integer = solver, data, maps.sizes, maps.own, integer
         self.units, self.upper = scaling.factors[integer], scaling.upper
         self.end = since + (np.inf if solver.time_limit is None else solver.time_limit)
         self.convex = sos.convex(data.Q)
@@ -118,7 +118,7 @@ class _Item:
         return self.end - time.perf_counter()
 
     def verdict(self, warm: Point | None) -> Verdict:
-        system = QuadraticSystem(self.data, self.sizes)
+        system = QuadraticSystem(self.data, self.sizes, self.own)
         if nonconvex(system, system.origin):
             return Verdict(Status.NONCONVEX_LOWER)
         best = self.local(warm, self.left / 2 if warm is None else max(self.left, POLISH))
@@ -137,8 +137,9 @@ class _Item:
         if found.status == sos.INFEASIBLE and best.w is None:
             found = sos.minimise(program, seconds=self.left, tolerance=sos.LENIENT)
             if found.status == sos.INFEASIBLE:
-                reason = diagnose(self.data, self.sizes)
-                status = Status.INFEASIBLE_UPPER if reason is Status.NOT_FOUND else reason
+                reason = diagnose(self.data, self.sizes, self.own is not None)
+                none = Status.INFEASIBLE_UPPER if self.own is None else Status.NO_EQUILIBRIUM
+                status = none if reason is Status.NOT_FOUND else reason
                 return Verdict(status, bound=np.inf, iterations=found.nodes)
         if found.v is not None:
             best = _better(best, self.local(self.point(found.v), max(self.left, POLISH)))
@@ -159,10 +160,10 @@ class _Item:
         starts, seed = self.solver.starts, self.solver.seed
         if not sos.convex(data.Q):
             relaxation = Relaxation(starts=starts, time_limit=seconds, seed=seed)
-            return relaxation.item(QuadraticSystem(data, sizes), at)
+            return relaxation.item(QuadraticSystem(data, sizes, self.own), at)
         pieces = Pieces(starts=starts, nodes=0, time_limit=seconds, seed=seed)
         fine = np.zeros(1, bool)
-        return Verdict.of(pieces.part(data, sizes, fine, fine, [at], time.perf_counter()), 0)
+        return Verdict.of(pieces.part(data, sizes, self.own, fine, fine, [at], time.perf_counter()), 0)
 
     def start(self, best: Verdict) -> np.ndarray | None:
         """A verdict's point in the unknowns of the reformulation."""

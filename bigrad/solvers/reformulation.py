@@ -60,7 +60,7 @@ def _convexified(data: Data, sizes: Sizes, H: np.ndarray, f: np.ndarray) -> tupl
     S, g = np.zeros(H.shape), np.zeros(f.shape)
     S[y, x], S[lam, x], S[nu, x] = data.C, -data.B, -data.K
     S = S + S.T
-    S[y, y] = 2 * data.P
+    S[y, y] = data.P + data.P.T
     g[y], g[lam], g[nu] = data.p, data.b, data.h
     both = (S != 0) & (H != 0) & (np.diag(H) == 0)[:, None] & (np.diag(S) == 0)[:, None]
     exact = np.unique(-H[both] / S[both])  # on a row without a diagonal entry, all must cancel
