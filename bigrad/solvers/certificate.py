@@ -133,7 +133,7 @@ class _Item:
         if fate is UNBOUNDED:
             return Verdict(Status.UNBOUNDED_UPPER)
         gap, seconds = self.solver.gap / 2, self.left if fate is BOUNDED else short
-        found = sos.minimise(program, self.start(best), gap=(gap, gap / self.upper), seconds=seconds)
+        found = sos.minimise(program, self.start(best), floor=floor, gap=(gap, gap / self.upper), seconds=seconds)
         if found.status == sos.INFEASIBLE and best.w is None:
             found = sos.minimise(program, seconds=self.left, tolerance=sos.LENIENT)
             if found.status == sos.INFEASIBLE:
@@ -142,8 +142,11 @@ class _Item:
                 status = none if reason is Status.NOT_FOUND else reason
                 return Verdict(status, bound=np.inf, iterations=found.nodes)
         if found.v is not None:
-            best = _better(best, self.local(self.point(found.v), max(self.left, POLISH)))
-        return self.judged(best, found, (floor, found.bound if fate is BOUNDED else -np.inf))
+            last = self.local(self.point(found.v), max(self.left, POLISH))
+            if found.status == sos.DEEP and Status.UNBOUNDED_UPPER in (best.status, last.status):
+                return Verdict(Status.UNBOUNDED_UPPER)
+            best = _better(best, last)
+        return self.judged(best, found, (floor, found.bound))
 
     def local(self, at: Point | None, seconds: float) -> Verdict:
         """A local optimum from a point, integers held where it has them, else of a search from scratch."""

@@ -41,15 +41,36 @@ def reformulate(data: Data, sizes: Sizes, integer: np.ndarray, units: np.ndarray
     equal[gamma.start - m : gamma.stop - m] = False
     low = np.full(m + pairs, -np.inf)
     low[lam] = low[m:] = 0.0
-    H, f = _convexified(data, sizes, matrix[:m, :m], -rhs[:m])
+    rigid = equal.copy()
+    rigid[kappa.start - m : kappa.stop - m] = False
+    H, f, f0 = _within(matrix[m:, :m][rigid], rhs[m:][rigid], matrix[:m, :m], -rhs[:m])
+    H, f = _convexified(data, sizes, H, f)
     scale = np.ones(m + pairs)
     scale[integer] = 1 / units
     return Sos(
-        H=np.pad(H, (0, pairs)) * scale * scale[:, None], f=np.pad(f, (0, pairs)) * scale, f0=float(data.c0),
+        H=np.pad(H, (0, pairs)) * scale * scale[:, None], f=np.pad(f, (0, pairs)) * scale, f0=float(data.c0) + f0,
         rows=rows * scale, top=rhs[m:], equal=equal, low=low,
         high=np.full(m + pairs, np.inf), pairs=np.stack([np.arange(lam.start, lam.stop), m + np.arange(pairs)], -1),
         integer=integer,
     )  # fmt: skip
+
+
+def _within(E: np.ndarray, e: np.ndarray, H: np.ndarray, f: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    """The objective written for the solutions of E v == e alone, where that makes it convex: v is a particular one plus
+    its projection.
+    """
+    if sos.convex(H):
+        return H, f, 0.0
+    inverse = np.linalg.pinv(E)
+    base, project = inverse @ e, np.eye(len(f)) - inverse @ E
+    bent = project @ H @ project
+    bent[abs(bent) < EXACT * abs(H).max()] = 0.0
+    spectrum = np.linalg.eigvalsh(bent)
+    if spectrum[0] < -EXACT * (1 + spectrum[-1]):
+        return H, f, 0.0
+    tilt = project @ (f + H @ base)
+    tilt[abs(tilt) < EXACT * (1 + abs(f).max())] = 0.0
+    return bent, tilt, float(base @ H @ base / 2 + f @ base)
 
 
 def _convexified(data: Data, sizes: Sizes, H: np.ndarray, f: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

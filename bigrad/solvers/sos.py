@@ -4,17 +4,20 @@ complementarity pairs and integers.
     min 1/2 v'Hv + f'v + f0   subject to   rows v <= top (== where `equal`),  low <= v <= high,  v_i v_j == 0 for each pair,
     v_k integer where `integer`
 
-A pair is a special ordered set of two variables, on which SCIP branches: no bound on either is asked for, no constant is
-made up. A convex objective is given as a sum of squares with its minimum taken out, so that its relaxations have a
-finite optimum; any other as it is, for spatial branching. Bolusani et al., "The SCIP Optimization Suite 9.0", 2024.
+SCIP makes false claims where a relaxation is unbounded (it cuts off nodes that it should branch on), so that here none
+is: it minimises w >= F(v) with w >= a floor, and what it proves counts only if that is above the floor. A pair is a
+special ordered set of two variables, on which SCIP branches: no bound on either is asked for, no constant is made up. A
+convex objective is given as a sum of squares with its minimum taken out; any other as it is, for spatial branching.
+Bolusani et al., "The SCIP Optimization Suite 9.0", 2024.
 """
 
 from __future__ import annotations
 
 import ctypes
+import time
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,10 +26,14 @@ import numpy as np
 
 from bigrad.parallel import OneThread
 
-OPTIMAL, INFEASIBLE, LATE, BROKEN = "optimal", "infeasible", "late", "broken"
+OPTIMAL, INFEASIBLE, DEEP, LATE, BROKEN = "optimal", "infeasible", "deep", "late", "broken"
 TOLERANCE, LENIENT = 1e-7, 1e-6
 """Feasibility tolerances: the tightest at which SCIP's linear solver is never asked for more than it can, and that at
 which infeasibility is believed."""
+FLOORS = (1e3, 1e6)
+"""How far below zero an objective is followed, in turn, where no bound on it is known."""
+EDGE = 1e-3
+"""A bound this close to the floor, relatively, may be the floor."""
 FLAT = 1e-10
 """An eigenvalue below this, relative to the largest, is zero."""
 
@@ -67,14 +74,35 @@ def minimise(
     program: Sos,
     start: np.ndarray | None = None,
     *,
+    floor: float = -np.inf,
     gap: tuple[float, float] = (0.0, 0.0),
     seconds: float = np.inf,
     tolerance: float = TOLERANCE,
 ) -> Found:
     """Run SCIP silently, without the interpreter lock.
 
-    start: a point to begin with, ignored if not feasible. gap: the relative and the absolute one at which it may stop.
+    start: a point to begin with, ignored if not feasible. floor: a bound that is known already. gap: the relative and the
+    absolute one at which it may stop. An objective that falls below all FLOORS has the status DEEP.
     """
+    if np.isfinite(floor):
+        return _run(program, start, floor, gap, seconds, tolerance)
+    found, end = Found(DEEP, None, -np.inf), time.perf_counter() + seconds
+    for depth in FLOORS:
+        found = _run(program, start, -depth, gap, end - time.perf_counter(), tolerance)
+        if found.status != OPTIMAL or found.bound > -depth * (1 - EDGE):
+            break
+        found = replace(found, status=DEEP)
+    return found if found.bound > -depth * (1 - EDGE) else replace(found, bound=-np.inf)
+
+
+def _run(
+    program: Sos,
+    start: np.ndarray | None,
+    floor: float,
+    gap: tuple[float, float],
+    seconds: float,
+    tolerance: float,
+) -> Found:
     import pyscipopt
 
     model = pyscipopt.Model()
@@ -106,7 +134,7 @@ def minimise(
             return Found(INFEASIBLE, None, np.inf)
     for a, b in program.pairs:
         model.addConsSOS1([v[a], v[b]])
-    extra = _objective(model, program, v, linear)
+    extra = _objective(model, program, v, linear, floor)
     if start is not None:
         _offer(model, [*zip(v, start, strict=True), *extra(start)])
     try:
@@ -119,32 +147,38 @@ def minimise(
     return _found(model, v)
 
 
-def _objective(model: Any, program: Sos, v: list[Any], linear: Any) -> Any:
+def _objective(model: Any, program: Sos, v: list[Any], linear: Any, floor: float) -> Any:
     """Give the objective; returns the function from a point to the values of the auxiliary variables."""
     import pyscipopt
 
     H, f, f0 = program.H, program.f, program.f0
+    w = model.addVar(lb=floor)
+    model.setObjective(1.0 * w)
+
+    def least(start: np.ndarray) -> float:
+        return max(float(start @ H @ start / 2 + f @ start + f0), floor)
+
     if not H.any():
-        model.setObjective(pyscipopt.quicksum([*linear(f), f0]))
-        return lambda start: []
+        model.addCons(pyscipopt.quicksum([*linear(f), f0]) <= w)
+        return lambda start: [(w, least(start))]
     if not convex(H):
         t = model.addVar(lb=None)
         at = np.argwhere(np.triu(H))
         terms = [float(H[i, j]) * (0.5 if i == j else 1.0) * v[i] * v[j] for i, j in at]
         model.addCons(pyscipopt.quicksum(terms) <= t)
-        model.setObjective(pyscipopt.quicksum([*linear(f), t, f0]))
-        return lambda start: [(t, float(start @ H @ start) / 2)]
+        model.addCons(pyscipopt.quicksum([*linear(f), t, f0]) <= w)
+        return lambda start: [(t, float(start @ H @ start) / 2), (w, least(start))]
     root, shift, rest = _squares(H, f)
     u = [model.addVar(lb=None) for _ in shift]
     for square, row, a in zip(u, root, shift, strict=True):
         model.addCons(square - pyscipopt.quicksum(linear(row)) == float(a))
     t = model.addVar(lb=0.0)
     model.addCons(pyscipopt.quicksum(square * square for square in u) <= 2 * t)
-    model.setObjective(pyscipopt.quicksum([*linear(rest), t, f0 - float(shift @ shift) / 2]))
+    model.addCons(pyscipopt.quicksum([*linear(rest), t, f0 - float(shift @ shift) / 2]) <= w)
 
     def values(start: np.ndarray) -> list[tuple[Any, float]]:
         at = root @ start + shift
-        return [*zip(u, at, strict=True), (t, float(at @ at) / 2)]
+        return [*zip(u, at, strict=True), (t, float(at @ at) / 2), (w, least(start))]
 
     return values
 
