@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         Status,
     )
     from bigrad.solvers.active_set import ActiveSet
+    from bigrad.solvers.certificate import Global
     from bigrad.solvers.interior import Interior
     from bigrad.solvers.mehrotra import Mehrotra
     from bigrad.solvers.pieces import Pieces
@@ -49,6 +50,7 @@ _HOMES = {
     "BigradError": "solution",
     "CapabilityError": "solution",
     "DeclarationError": "solution",
+    "Global": "solvers.certificate",
     "Implicit": "gradients.implicit",
     "InputError": "solution",
     "Interior": "solvers.interior",
@@ -77,6 +79,7 @@ __all__ = [
     "BigradError",
     "CapabilityError",
     "DeclarationError",
+    "Global",
     "Implicit",
     "InputError",
     "Interior",

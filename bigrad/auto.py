@@ -22,9 +22,9 @@ FEW_PAIRS = 16
 
 @dataclass(frozen=True)
 class Auto(AbstractSolver, AbstractGradient):
-    """Chooses by the program: Saddle for a convex-concave zero-sum game; for one level, ActiveSet for a convex quadratic
-    program and Interior for one with cones; for two, Pieces under a convex quadratic upper level; Relaxation for any
-    other; Implicit for the gradient.
+    """Chooses by the program: Global where the leader has integer variables; Saddle for a convex-concave zero-sum game;
+    for one level, ActiveSet for a convex quadratic program and Interior for one with cones; for two, Pieces under a
+    convex quadratic upper level; Relaxation for any other; Implicit for the gradient.
 
     `program.explain()` and `layer.explain()` print the choice and its reason.
     """
@@ -32,17 +32,20 @@ class Auto(AbstractSolver, AbstractGradient):
     needs: ClassVar[frozenset[str]] = frozenset({"kkt"})
 
     def accepts(self, program: Program) -> str | None:
-        """None: some solver takes every program that could be declared."""
-        return None
+        """None, but for integers in a program that is not quadratic: some solver takes every other that could be declared."""
+        return self.choose(program)[0].accepts(program) if program.integers else None
 
     def choose(self, program: Program) -> tuple[AbstractSolver, str]:
         """The solver that fits, and why."""
         from bigrad.solvers.active_set import ActiveSet
+        from bigrad.solvers.certificate import Global
         from bigrad.solvers.interior import Interior
         from bigrad.solvers.pieces import Pieces
         from bigrad.solvers.relaxation import Relaxation
         from bigrad.solvers.saddle import Saddle
 
+        if program.integers:
+            return Global(), f"The leader has integer variables. {Global().choose(program)[1]}"
         if program.saddle is not None:
             return Saddle().choose(program)
         if Interior().accepts(program) is None:

@@ -108,8 +108,8 @@ class Program:
     y). smooth: the program as a smooth program with complementarity pairs, built when first needed, or as a convex cone
     program of one level. sign: +1 where the leader minimises, -1 where it maximises. duals: the prices of the lower
     constraints that involve a follower, or, with one level, of all constraints, in CVXPY's signs. followers: how many there
-    are. derived: further inputs as functions of the user's, or None. saddle: the one convex program of a zero-sum game,
-    with what tells its failures apart, or None.
+    are. integers: places in z of the leader's integer variables. derived: further inputs as functions of the user's, or
+    None. saddle: the one convex program of a zero-sum game, with what tells its failures apart, or None.
     """
 
     inputs: tuple[Input, ...]
@@ -124,6 +124,7 @@ class Program:
     rebuild: tuple[Any, ...] = field(repr=False)
     duals: tuple[Unknown, ...] = field(default=(), repr=False)
     followers: int = 1
+    integers: tuple[int, ...] = ()
     derived: Derived | None = field(default=None, repr=False)
     saddle: Any = field(default=None, repr=False)
     why_not_saddle: str = "it has one level"

@@ -20,6 +20,7 @@ class Status(Enum):
         "Stationary on its own piece only: no multipliers of the right signs were found at a biactive pair, or the "
         "objective may fall along a curve, so descent nearby is not excluded."
     )
+    OPEN = "Time limit reached: a bilevel-feasible point; the optimum lies between stats.bound and the value."
     INEXACT = "A bilevel-feasible point whose optimality conditions hold only loosely; read stats.residual."
     NOT_FOUND = "No bilevel-feasible point was found, and none is proven not to exist; try more starts."
     INFEASIBLE_LOWER = "Infeasible follower: no leader decision leaves the follower a feasible answer."
@@ -40,7 +41,7 @@ class Status(Enum):
     @property
     def ok(self) -> bool:
         """Whether the Solution holds a bilevel-feasible, stationary point."""
-        return self in (Status.GLOBAL, Status.LOCAL, Status.STATIONARY, Status.INEXACT)
+        return self in (Status.GLOBAL, Status.LOCAL, Status.STATIONARY, Status.OPEN, Status.INEXACT)
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ class Stats:
     asked. leader_gap: the same for the leader of a zero-sum game, given the follower's answer. follower: with several
     followers and status INFEASIBLE_LOWER, the index of the first that has no feasible answer, whatever the others do;
     None if that is not known. bound: best proven bound on the upper objective, in the user's sense; None if none is
-    known. cause: what stopped an item that no solver could report on, such as the death of its process; empty otherwise.
+    known. gap: how far the value may be from the optimum, |value - bound| / (1 + |value|); None without a bound or
+    a point. cause: what stopped an item that no solver could report on, such as the death of its process; empty otherwise.
     """
 
     solver: str = ""
@@ -74,6 +76,7 @@ class Stats:
     leader_gap: float | None = None
     follower: int | None = None
     bound: float | None = None
+    gap: float | None = None
     cause: str = ""
 
     def with_gap(self, gap: float) -> Stats:
@@ -198,8 +201,14 @@ class Outcome:
             strongly_stationary=bool(self.strongly_stationary[i]),
             singular=bool(self.singular[i]),
             bound=sign * float(self.bound[i]) if np.isfinite(self.bound[i]) else None,
+            gap=self._gap(i),
             cause="" if self.cause is None else str(self.cause[i]),
         )
+
+    def _gap(self, i: int) -> float | None:
+        value, bound = float(self.value[i]), float(self.bound[i])
+        known = self.status[i].ok and np.isfinite(bound)
+        return max(value - bound, 0.0) / (1 + abs(value)) if known else None
 
     def point(self, i: int) -> Point | None:
         """Where a later solve may start from; None for an item that failed."""

@@ -24,6 +24,7 @@ EXPORTS = [
     "BigradError",
     "CapabilityError",
     "DeclarationError",
+    "Global",
     "Implicit",
     "InputError",
     "Interior",
@@ -66,12 +67,14 @@ LADDER = [
 # Inside a folder too, a module imports only neighbours further down its list; those on one line do not know each other.
 INSIDE = {
     "solvers": [
+        {"certificate"},
         {"mehrotra"},
         {"active_set"},
         {"interior", "pieces", "relaxation", "saddle", "spread"},
+        {"integers"},
         {"branch", "verdict"},
-        {"search", "stages"},
-        {"piece", "starts", "uno"},
+        {"reformulation", "search", "stages"},
+        {"piece", "sos", "starts", "uno"},
         {"equilibrium"},
         {"active", "conic", "convex", "diagnose", "primal_dual", "scaling", "separable"},
         {"base"},
@@ -99,6 +102,7 @@ HEAVY = [
     "joblib",
     "matplotlib",
     "ortools",
+    "pyscipopt",
     "scipy.optimize",
     "torch",
     "tqdm",

@@ -63,7 +63,6 @@ REFUSED = {
     "a semidefinite follower": (lambda: declare(X2, cp.trace(SYMMETRIC), [SYMMETRIC]), "attribute symmetric"),
     "an integer follower": (lambda: declare(X2, cp.square(INTEGER - X), [INTEGER]), "follower variable 'k' is integer"),
     "a boolean follower": (lambda: declare(X2, cp.square(BOOLEAN - X), [BOOLEAN]), "follower variable 'k' is integer"),
-    "an integer leader": (lambda: declare(INTEGER, cp.square(Y - INTEGER), [Y]), "leader variable 'k' is integer"),
     "a complex follower": (lambda: declare(X2, cp.square(cp.real(COMPLEX) - X), [COMPLEX]), "variable 'k' is complex"),
     "a complex parameter": (
         lambda: declare(X2, cp.square(Y - cp.real(cp.Parameter(name="w", complex=True))), [Y]),

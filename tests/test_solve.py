@@ -597,7 +597,7 @@ def test_the_follower_gap_sees_a_wrong_answer():
 
 
 def test_sentences_and_flags_of_statuses():
-    assert {s.name for s in Status if s.ok} == {"GLOBAL", "LOCAL", "STATIONARY", "INEXACT"}
+    assert {s.name for s in Status if s.ok} == {"GLOBAL", "LOCAL", "STATIONARY", "OPEN", "INEXACT"}
     for status in Status:
         assert status.value.endswith(".")
 

@@ -6,6 +6,7 @@ from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import cvxpy as cp
+import numpy as np
 from cvxpy.lin_ops import lin_utils
 
 from bigrad.program import Input, Program, Solver, Unknown
@@ -16,7 +17,7 @@ from bigrad.programs.checks import check_lower, check_upper
 from bigrad.programs.conic import conic
 from bigrad.programs.data import Extraction
 from bigrad.programs.prices import Prices, in_cone, in_level
-from bigrad.programs.roles import Roles, declared_bounds, declared_sign, sort_roles
+from bigrad.programs.roles import Roles, declared_bounds, declared_sign, sort_roles, whole
 from bigrad.programs.smooth import Smooth
 from bigrad.programs.source import Source
 from bigrad.quadratic import Maps
@@ -84,9 +85,10 @@ def declare(
     )
     if maps is None:
         smooth.check(reason)
+    variables = unknowns(roles, maps, {z.id for z, _, _ in extract.defined})
     return Program(
         inputs=tuple(Input(p, p.name(), p.shape, declared_sign(p)) for p in extract.parameters),
-        unknowns=unknowns(roles, maps, {z.id for z, _, _ in extract.defined}),
+        unknowns=variables,
         derived=extract.derived(),
         sign=sign,
         quadratic=maps,
@@ -106,6 +108,7 @@ def declare(
         ),
         duals=(prices if maps else in_full).handles(maps.sizes if maps else smooth.layout),
         followers=len(lower),
+        integers=_integers(variables),
     )
 
 
@@ -182,6 +185,11 @@ def upper_level(
     asked = [] if multipliers is None else [multipliers]
     variables = [*(plain[v.id] for v in (*roles.leader, *roles.follower)), *asked]
     return canonical.level(cone, variables, roles.parameters), convex, ""
+
+
+def _integers(variables: tuple[Unknown, ...]) -> tuple[int, ...]:
+    places = [u.place.start + whole(u.handle, kind) for u in variables for kind in ("boolean", "integer")]
+    return tuple(int(i) for i in np.unique(np.concatenate([*places, np.zeros(0, int)])))
 
 
 def unknowns(roles: Roles, maps: Maps | None, hidden: Container[int] = ()) -> tuple[Unknown, ...]:

@@ -93,10 +93,10 @@ def sort_roles(
             )
         who = "leader" if v.id not in owner else "follower"
         _check_leaf(v, f"{who} variable '{v.name()}'", matrices=matrices)
-        if v.attributes["boolean"] or v.attributes["integer"]:
+        if who == "follower" and (v.attributes["boolean"] or v.attributes["integer"]):
             raise DeclarationError(
-                f"{who} variable '{v.name()}' is integer; the optimality conditions of the lower level need continuous variables at both "
-                "levels. Relax it to bounds=[0, 1], or fix it as a Parameter and compare the solutions."
+                f"{who} variable '{v.name()}' is integer; the follower's optimality conditions need continuous variables (the leader's "
+                "may be integer). Relax it to bounds=[0, 1]; nested integer programs are for combinatorial solvers, on OR-Tools models."
             )
     players = tuple(tuple(dict.fromkeys(answers)) for answers in responds)
     priced = tuple(c for c, reason in {id(c): (c, reason) for c, reason in duals.values()}.values() if not reason)
@@ -189,6 +189,14 @@ def declared_shape(variables: Sequence[cp.Variable], plain: Mapping[int, cp.Vari
     return rows
 
 
+def whole(variable: cp.Variable, kind: str) -> np.ndarray:
+    """Places, in column-major order, of the entries that a variable declares to be of a kind: boolean or integer."""
+    declared = variable.attributes[kind]
+    if isinstance(declared, bool):
+        return np.arange(variable.size) if declared else np.zeros(0, int)
+    return np.sort(np.ravel_multi_index([list(i) for i in zip(*declared, strict=True)], variable.shape, order="F"))
+
+
 def declared_bounds(variables: Sequence[cp.Variable], plain: Mapping[int, cp.Variable]) -> list[cp.Constraint]:
     """Signs and bounds declared on variables, as constraints on their plain copies."""
     rows: list[cp.Constraint] = []
@@ -196,6 +204,9 @@ def declared_bounds(variables: Sequence[cp.Variable], plain: Mapping[int, cp.Var
         copy, sign = plain[id(v)], declared_sign(v)
         if sign:
             rows.append(sign * copy >= 0)
+        if len(at := whole(v, "boolean")):
+            part = cp.vec(copy, order="F")[at]
+            rows += [part >= 0, part <= 1]
         for bound, side in zip(v.attributes.get("bounds") or (None, None), (1, -1), strict=True):
             if bound is None:
                 continue

@@ -26,7 +26,7 @@ from bigrad.program import Program
 from bigrad.quadratic import Data, Maps, Sizes, stack, value
 from bigrad.solution import Outcome, Point, Status
 from bigrad.solvers.active import near_zero
-from bigrad.solvers.base import AbstractSolver, batch_size
+from bigrad.solvers.base import AbstractSolver, batch_size, whole_numbers
 from bigrad.solvers.convex import EQUALITY, INFINITY, SETTINGS
 from bigrad.solvers.pieces import Pieces
 from bigrad.solvers.separable import Separable
@@ -47,6 +47,8 @@ class ActiveSet(AbstractSolver):
 
     def accepts(self, program: Program) -> str | None:
         """Refuses programs of two levels and those that are not convex quadratic."""
+        if refusal := whole_numbers("ActiveSet", program):
+            return refusal
         if program.quadratic is not None and program.quadratic.sizes.y:
             return "ActiveSet() is for one level, and this program has two. Use Pieces()."
         return None if (reason := Pieces().accepts(program)) is None else reason.replace("Pieces()", "ActiveSet()")

@@ -46,6 +46,16 @@ class AbstractSolver(ABC):
         """The solver that would do the work for this program, and a sentence that says why."""
 
 
+def whole_numbers(solver: str, program: Program) -> str | None:
+    """The sentence with which a solver of continuous programs refuses integer leader variables; None where there are
+    none.
+    """
+    if not program.integers:
+        return None
+    named = {u.name: None for u in program.unknowns for i in program.integers if u.place.start <= i < u.place.stop}
+    return f"{solver}() needs continuous variables, but the leader's {', '.join(named)} must be integer. Use Global()."
+
+
 def batch_size(theta: Sequence[Array]) -> int:
     """The number of items of a batch; 1 where no input has a batch dimension."""
     return max((len(t) for t in theta if t.ndim > 1), default=1)

@@ -19,10 +19,10 @@ import numpy as np
 
 from bigrad.parallel import single_blas, thread_map
 from bigrad.program import Program
-from bigrad.quadratic import Data, Maps, apart, value
+from bigrad.quadratic import Data, Sizes, apart, value
 from bigrad.solution import Outcome, Point, Status
 from bigrad.solvers.active import settle
-from bigrad.solvers.base import EXACT, PROVEN, AbstractSolver, batch_size
+from bigrad.solvers.base import EXACT, PROVEN, AbstractSolver, batch_size, whole_numbers
 from bigrad.solvers.branch import branch
 from bigrad.solvers.convex import INFEASIBLE, UNBOUNDED
 from bigrad.solvers.diagnose import diagnose
@@ -54,7 +54,9 @@ class Pieces(AbstractSolver):
     seed: int = 0
 
     def accepts(self, program: Program) -> str | None:
-        """Refuses programs that are not quadratic, or whose upper level is not convex."""
+        """Refuses programs that are not quadratic, whose upper level is not convex, or with integers."""
+        if refusal := whole_numbers("Pieces", program):
+            return refusal
         if program.quadratic is None:
             why = program.why_not_quadratic
             return (
@@ -88,20 +90,29 @@ class Pieces(AbstractSolver):
         batch = batch_size(theta)
         warm = [None] * batch if warm_start is None else list(warm_start)
         with single_blas:
-            data, scaling = Scaling.of(maps(tuple(np.where(np.isfinite(t), t, 0.0) for t in theta)), maps.sizes)
+            sizes = maps.sizes
+            data, scaling = Scaling.of(maps(tuple(np.where(np.isfinite(t), t, 0.0) for t in theta)), sizes)
             invalid = program.invalid(theta, batch) | _indefinite(data.Q, batch)
             crooked = _indefinite(apart(data.P, maps.own)[0], batch)
 
             def part(items: np.ndarray) -> Outcome:
                 some = [warm[i] for i in items]
-                return self._part(data.pick(items), maps, invalid[items], crooked[items], some, begun)
+                return self.part(data.pick(items), sizes, maps.own, invalid[items], crooked[items], some, begun)
 
-            return scaling.undo(Outcome.join(thread_map(part, batch, least=8 if maps.sizes.primal > WIDE else batch)))
+            return scaling.undo(Outcome.join(thread_map(part, batch, least=8 if sizes.primal > WIDE else batch)))
 
-    def _part(
-        self, data: Data, maps: Maps, invalid: np.ndarray, crooked: np.ndarray, warm: list[Point | None], begun: float
+    def part(
+        self,
+        data: Data,
+        sizes: Sizes,
+        own: np.ndarray | None,
+        invalid: np.ndarray,
+        crooked: np.ndarray,
+        warm: list[Point | None],
+        begun: float,
     ) -> Outcome:
-        batch, sizes, game = len(invalid), maps.sizes, maps.own is not None
+        """Solve items whose data are at hand. own: see `Maps`; crooked: items whose lower level is not convex."""
+        batch, game = len(invalid), own is not None
         limit = begun + (np.inf if self.time_limit is None else self.time_limit)
         search = Search(data, sizes, batch)
         skip = invalid | crooked
@@ -120,7 +131,7 @@ class Pieces(AbstractSolver):
             starts[at] = 1
             cold = np.flatnonzero(~skip & (search.best() < 0))  # those whose warm start has no solution begin anew
             if len(cold):
-                items, sides, bound[cold] = self._begin(data.pick(cold), maps, len(cold))
+                items, sides, bound[cold] = self._begin(data.pick(cold), sizes, own, len(cold))
                 starts += np.bincount(cold[items], minlength=batch)
                 moving |= search.descend(cold[items], sides, self.max_iterations, limit)
             F = np.append(search.F, np.inf)[search.best()]  # row -1, for none, is the infinity at the end
@@ -194,10 +205,10 @@ class Pieces(AbstractSolver):
             **table,
         )
 
-    def _begin(self, data: Data, maps: Maps, batch: int) -> tuple[np.ndarray, ...]:
+    def _begin(self, data: Data, sizes: Sizes, own: np.ndarray | None, batch: int) -> tuple[np.ndarray, ...]:
         """Items and sides of the first pieces, and the proven bounds (batch,)."""
-        z, bound = high_points(data, maps.sizes, batch, self.starts, self.seed)
-        tight, valid = answers(data, maps.sizes, z[..., : maps.sizes.x], maps.own)
+        z, bound = high_points(data, sizes, batch, self.starts, self.seed)
+        tight, valid = answers(data, sizes, z[..., : sizes.x], own)
         return np.nonzero(valid)[0], tight[valid], bound
 
 

@@ -137,8 +137,9 @@ class _Muffled:
     @cached_property
     def flush(self) -> Callable[[None], Any]:
         for path in (Path(unopy.__file__).parent.parent / "unopy.libs").glob("libgfortran*"):
-            with contextlib.suppress(OSError, AttributeError):
-                return ctypes.CDLL(str(path))._gfortran_flush_i4
+            for name in (path.name, str(path)):  # by name alone where another package has loaded its own copy of it
+                with contextlib.suppress(OSError, AttributeError):
+                    return ctypes.CDLL(name)._gfortran_flush_i4
         return lambda _: None
 
     def __enter__(self) -> None:

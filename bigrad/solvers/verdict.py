@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from bigrad.linear import solve_free
-from bigrad.solution import Status
+from bigrad.program import Program
+from bigrad.solution import Outcome, Status
 from bigrad.solvers import uno
 from bigrad.solvers.active import Settled, curves_upwards, free_unknowns, kinks, settle
 from bigrad.solvers.base import EXACT, PROVEN
@@ -41,6 +43,14 @@ class Verdict(NamedTuple):
     strongly_stationary: bool = False
     singular: bool = False
     seconds: float = 0.0
+
+    @staticmethod
+    def of(outcome: Outcome, i: int) -> Verdict:
+        """Item i of an outcome."""
+        point = np.isfinite(outcome.value[i])
+        arrays = ("value", "w", "free", "tight", "residual", "violation")
+        names = [name for name in Verdict._fields if point or name not in arrays]
+        return Verdict(**{name: getattr(outcome, name)[i] for name in names})
 
 
 class Found(Protocol):
@@ -206,6 +216,31 @@ def _empty(system: System, A: np.ndarray, a: np.ndarray, E: np.ndarray, e: np.nd
         offset += [np.zeros(cone.size)] * 2
     twice = [cone for cone in blocks.cones for _ in range(2)]
     return infeasible(np.concatenate(rows), np.concatenate(offset), len(E), len(A) + low.sum() + high.sum(), twice)
+
+
+def gather(solver: str, program: Program, verdicts: Sequence[Verdict]) -> Outcome:
+    """The verdicts on the items of a batch as one Outcome."""
+    layout = program.quadratic.sizes if program.quadratic else program.smooth.layout
+    width, size = layout.blocks[-1].stop, layout.x + layout.y
+
+    def stack(name: str, shape: tuple[int, ...], kind: type) -> np.ndarray:
+        blank = np.full(shape, np.nan) if kind is float else np.zeros(shape, kind)
+        return np.stack([blank if getattr(v, name) is None else getattr(v, name) for v in verdicts]).astype(kind)
+
+    w = stack("w", (width,), float)
+    scalars: dict[str, Any] = {k: stack(k, (), float) for k in ("value", "bound", "residual", "violation", "seconds")}
+    scalars |= {k: stack(k, (), int) for k in ("starts", "iterations", "biactive", "degenerate")}
+    scalars |= {k: stack(k, (), bool) for k in ("strongly_stationary", "singular")}
+    return Outcome(
+        solver=solver,
+        smooth=program.quadratic is None,
+        status=np.array([v.status for v in verdicts], dtype=object),
+        z=w[:, :size],
+        w=w,
+        free=stack("free", (width,), bool),
+        tight=stack("tight", (layout.pairs,), bool),
+        **scalars,
+    )
 
 
 def nonconvex(system: System, v: np.ndarray) -> bool:
