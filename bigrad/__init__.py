@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     )
     from bigrad.solvers.pieces import Pieces
     from bigrad.solvers.relaxation import Relaxation
+    from bigrad.solvers.sparse import Sparse
 
 __version__ = "0.1.0"
 
@@ -49,6 +50,7 @@ _HOMES = {
     "SingularWarning": "solution",
     "Solution": "solution",
     "SolveError": "solution",
+    "Sparse": "solvers.sparse",
     "Stats": "solution",
     "Status": "solution",
     "bilevel": "declare",
@@ -68,6 +70,7 @@ __all__ = [
     "SingularWarning",
     "Solution",
     "SolveError",
+    "Sparse",
     "Stats",
     "Status",
     "bilevel",

@@ -16,13 +16,15 @@ from bigrad.solvers.base import AbstractSolver
 if TYPE_CHECKING:
     from torch import Tensor
 
+LARGE = 1000
+"""Variables and multipliers of both levels above which a smooth program is solved by sparse methods."""
 FEW_PAIRS = 16
 """Up to this many pairs, a short branching search usually proves the optimum within a few milliseconds."""
 
 
 @dataclass(frozen=True)
 class Auto(AbstractSolver, AbstractGradient):
-    """Chooses by the program: Pieces for a convex quadratic upper level, Relaxation for any other; Implicit for the
+    """Chooses by the program: Sparse for large programs, Pieces for a convex quadratic upper level, Relaxation for any other; Implicit for the
     gradient.
 
     `program.explain()` and `layer.explain()` print the choice and its reason.
@@ -38,7 +40,10 @@ class Auto(AbstractSolver, AbstractGradient):
         """The solver that fits, and why."""
         from bigrad.solvers.pieces import Pieces
         from bigrad.solvers.relaxation import Relaxation
+        from bigrad.solvers.sparse import Sparse
 
+        if program.quadratic is None and program.smooth.layout.primal > LARGE:
+            return Sparse(), f"The program is large: {program.why_not_quadratic}."
         if program.quadratic is None:
             return Relaxation(), f"The program is not quadratic: {program.why_not_quadratic}."
         if not program.convex:

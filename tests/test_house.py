@@ -32,6 +32,7 @@ EXPORTS = [
     "SingularWarning",
     "Solution",
     "SolveError",
+    "Sparse",
     "Stats",
     "Status",
     "bilevel",
@@ -49,18 +50,19 @@ LADDER = [
     {"programs"},
     {"program"},
     {"quadratic"},
-    {"linear", "parallel"},
+    {"linear", "parallel", "sparse"},
     {"affine"},
     {"solution"},
 ]
 # Inside a folder too, a module imports only neighbours further down its list; those on one line do not know each other.
 INSIDE = {
     "solvers": [
-        {"pieces", "relaxation"},
+        {"pieces", "relaxation", "sparse"},
+        {"settle"},
         {"branch", "verdict"},
-        {"search", "stages"},
-        {"piece", "starts", "uno"},
-        {"active", "convex", "diagnose", "scaling"},
+        {"search", "sequence", "stages"},
+        {"model", "piece", "starts", "uno"},
+        {"active", "convex", "diagnose", "scaling", "sparse_qp"},
         {"base"},
     ],
     "gradients": [{"implicit"}, {"base"}],

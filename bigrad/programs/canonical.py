@@ -8,16 +8,22 @@ eliminated here, so that the level keeps the size its author gave it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, replace
+from typing import Any
 
 import cvxpy as cp
 import numpy as np
 import scipy.sparse as sp
 from cvxpy.reductions.dcp2cone.cone_matrix_stuffing import ConeMatrixStuffing, ParamConeProg
 from cvxpy.reductions.dcp2cone.dcp2cone import Dcp2Cone
+from cvxpy.lin_ops import CONSTANT_ID
+from cvxpy.settings import COO_CANON_BACKEND, DPP_PARAM_THRESHOLD
 from cvxpy.utilities import scopes
+from cvxpy.utilities.coeff_extractor import CoeffExtractor
 
 from bigrad.affine import Affine
+from bigrad.programs import expressions
 
 LINEAR_CONES = (cp.constraints.zero.Zero, cp.constraints.nonpos.NonNeg)
 
@@ -56,7 +62,38 @@ def stuff(objective: cp.Expression, constraints: Sequence[cp.Constraint]) -> Par
         for constraint in constraints:
             row, extra = reduction.canonicalize_tree(constraint, False)
             rows += [*extra, row]
-        return ConeMatrixStuffing(quad_obj=True).apply(cp.Problem(goal, rows))[0]
+        problem = cp.Problem(goal, rows)
+        many = sum(p.size for p in problem.parameters()) >= DPP_PARAM_THRESHOLD
+        return _Stuffing(quad_obj=True, canon_backend=COO_CANON_BACKEND if many else None).apply(problem)[0]
+
+
+class _Stuffing(ConeMatrixStuffing):
+    """CVXPY's own, but affine terms of the objective stay sparse: it makes them variables by parameters, dense."""
+
+    def stuffed_objective(self, problem: cp.Problem, extractor: CoeffExtractor) -> tuple[Any, ...]:
+        parts = expressions.terms(problem.objective.expr)
+        affine = [t for t in parts if t.is_affine()]
+        if not affine or not all(t.is_scalar() for t in parts):
+            return super().stuffed_objective(problem, extractor)
+        curved = sum((t for t in parts if not t.is_affine()), cp.Constant(0.0))
+        linear, size = extractor.affine(sum(affine)), extractor.x_length
+        own, narrow = curved.parameters(), copy(extractor)
+        places = np.cumsum([0, *(p.size for p in own)])
+        narrow.param_id_map = dict(zip([*(p.id for p in own), CONSTANT_ID], places.tolist(), strict=True))
+        narrow.param_to_size = {p.id: p.size for p in own} | {CONSTANT_ID: 1}
+        if not curved.variables():
+            return sp.csc_array((size * size, linear.shape[1])), linear + 0.0, cp.Variable(size)
+        P, q, x = super().stuffed_objective(cp.Problem(cp.Minimize(curved)), narrow)
+        columns = [extractor.param_id_map[p.id] + np.arange(p.size) for p in own]
+        wide = np.concatenate([*columns, [extractor.param_id_map[CONSTANT_ID]]]).astype(int)
+        return _widened(P, wide, linear.shape[1]), linear + _widened(q, wide, linear.shape[1]), x
+
+
+def _widened(tensor: sp.spmatrix, columns: np.ndarray, width: int) -> sp.csc_array:
+    """The tensor with its columns moved to these places of a wider one."""
+    coo = sp.coo_array(tensor)
+    row, column = coo.coords
+    return sp.csc_array((coo.data, (row, columns[column])), shape=(tensor.shape[0], width))
 
 
 def level(program: ParamConeProg, variables: Sequence[cp.Variable], inputs: Sequence[cp.Parameter]) -> Level:

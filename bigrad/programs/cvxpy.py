@@ -19,6 +19,9 @@ from bigrad.programs.source import Source
 from bigrad.quadratic import Maps
 from bigrad.solution import DeclarationError
 
+LARGE = 2000
+"""Lower variables and constraints up to which a quadratic program is held in dense arrays (docs/solving.md has timings)."""
+
 
 def declare(upper: cp.Problem, lower: cp.Problem, responds: Sequence[cp.Variable], default: Solver) -> Program:
     """The Program of two CVXPY problems; `bigrad.bilevel` documents the arguments."""
@@ -43,12 +46,20 @@ def declare(upper: cp.Problem, lower: cp.Problem, responds: Sequence[cp.Variable
             "inequalities with a convex quadratic objective. Quadratic constraints, norms other than 1 and inf, exponentials and "
             "semidefinite constraints of the follower have no exact road here yet."
         )
-    level = canonical.level(cone, [source.plain[v.id] for v in roles.follower], inputs)
 
     sign = 1.0 if isinstance(upper.objective, cp.Minimize) else -1.0
     objective = (upper.objective.expr if sign > 0 else -upper.objective.expr).tree_copy(plain)
     above = [c.tree_copy(plain) for c in (*upper.constraints, *shared)] + declared_bounds(roles.leader, plain)
-    maps, convex, reason = _quadratic(objective, above, level, roles, source)
+    count = cone.x.size + cone.constr_size
+    if count > LARGE:
+        maps, convex, reason = (
+            None,
+            False,
+            f"it has {count} lower variables and constraints, and dense arrays serve up to {LARGE}",
+        )
+    else:
+        level = canonical.level(cone, [source.plain[v.id] for v in roles.follower], inputs)
+        maps, convex, reason = _quadratic(objective, above, level, roles, source)
     smooth = Smooth(
         objective=objective,
         constraints=tuple(above),

@@ -15,6 +15,7 @@ import numpy as np
 
 from bigrad.affine import mv
 from bigrad.linear import solve_free
+from bigrad.programs.system import Layout
 from bigrad.quadratic import Data, Sizes, kkt
 
 TOUCH = 1e-7
@@ -67,8 +68,11 @@ def settle(data: Data, sizes: Sizes, w: np.ndarray, tight: np.ndarray, *, convex
 
 def _slacks(matrix: np.ndarray, rhs: np.ndarray, sizes: Sizes, w: np.ndarray) -> tuple[np.ndarray, ...]:
     """Slack and multiplier of the pairs (lam, s), multipliers of their two sides (tau, kappa), slack and multiplier of the upper rows."""
+    return _sides(mv(matrix, w) - rhs, sizes, w)
+
+
+def _sides(pull: np.ndarray, sizes: Sizes | Layout, w: np.ndarray) -> tuple[np.ndarray, ...]:
     _, _, lam, _, _, kappa, _, gamma, _ = sizes.blocks
-    pull = mv(matrix, w) - rhs
     return w[:, lam], -pull[:, kappa], pull[:, lam], w[:, kappa], -pull[:, gamma], w[:, gamma]
 
 
@@ -79,7 +83,12 @@ def near_zero(values: np.ndarray) -> np.ndarray:
 
 def free_unknowns(matrix: np.ndarray, rhs: np.ndarray, sizes: Sizes, w: np.ndarray, tight: np.ndarray) -> np.ndarray:
     """The unknowns that are not held at zero at w, bool (batch, unknowns): the active set, kinks decided by their multipliers."""
-    lam, s, tau, kappa, gap, gamma = _slacks(matrix, rhs, sizes, w)
+    return free_at(mv(matrix, w) - rhs, sizes, w, tight)
+
+
+def free_at(pull: np.ndarray, sizes: Sizes | Layout, w: np.ndarray, tight: np.ndarray) -> np.ndarray:
+    """`free_unknowns` from the residual at w."""
+    lam, s, tau, kappa, gap, gamma = _sides(pull, sizes, w)
     both = (lam <= near_zero(lam)) & (s <= near_zero(s))
     free = np.ones(w.shape, bool)
     _, _, at_lam, _, _, at_kappa, _, at_gamma, _ = sizes.blocks
@@ -124,7 +133,12 @@ def _measure(
 
 def kinks(matrix: np.ndarray, rhs: np.ndarray, sizes: Sizes, w: np.ndarray, free: np.ndarray) -> tuple[np.ndarray, ...]:
     """Biactive pairs, constraints whose multiplier vanishes, and whether all biactive multipliers have the right sign."""
-    lam, s, tau, kappa, gap, gamma = _slacks(matrix, rhs, sizes, w)
+    return kinks_at(mv(matrix, w) - rhs, sizes, w)
+
+
+def kinks_at(pull: np.ndarray, sizes: Sizes | Layout, w: np.ndarray) -> tuple[np.ndarray, ...]:
+    """`kinks` from the residual at w."""
+    lam, s, tau, kappa, gap, gamma = _sides(pull, sizes, w)
     both = (lam <= near_zero(lam)) & (s <= near_zero(s))
     weak = both & ((tau <= near_zero(tau)) | (kappa <= near_zero(kappa)))
     wrong = both & ((tau < -near_zero(tau)) | (kappa < -near_zero(kappa)))

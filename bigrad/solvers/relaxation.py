@@ -26,7 +26,7 @@ from bigrad.solvers.branch import branch
 from bigrad.solvers.scaling import Scaling
 from bigrad.solvers.search import Search
 from bigrad.solvers.stages import QuadraticSystem, Stages, State, System, answer
-from bigrad.solvers.verdict import Verdict, conclude, nonconvex
+from bigrad.solvers.verdict import Verdict, conclude, nonconvex, outcome
 
 GAIN = 1e-9
 """A point is better, or a bound is reached, by this much relative to 1 + the objective."""
@@ -92,7 +92,7 @@ class Relaxation(AbstractSolver):
             since = time.perf_counter()
             verdict = self._item(system, warm[i]) if system else Verdict(Status.INVALID_INPUT)
             verdicts.append(verdict._replace(seconds=time.perf_counter() - since))
-        return _outcome(program, verdicts)
+        return outcome("Relaxation", program, verdicts)
 
     def _item(self, system: System, warm: Point | None) -> Verdict:
         end = time.perf_counter() + (np.inf if self.time_limit is None else self.time_limit)
@@ -288,27 +288,3 @@ def _smooth(smooth: Smooth, theta: tuple[np.ndarray, ...], invalid: np.ndarray) 
         else:
             with smooth.at(tuple(t[i] if t.ndim > 1 else t for t in theta)) as system, single_blas:
                 yield system
-
-
-def _outcome(program: Program, verdicts: list[Verdict]) -> Outcome:
-    layout = program.quadratic.sizes if program.quadratic else program.smooth.layout
-    width, size = layout.blocks[-1].stop, layout.x + layout.y
-
-    def stack(name: str, shape: tuple[int, ...], kind: type) -> np.ndarray:
-        blank = np.full(shape, np.nan) if kind is float else np.zeros(shape, kind)
-        return np.stack([blank if getattr(v, name) is None else getattr(v, name) for v in verdicts]).astype(kind)
-
-    w = stack("w", (width,), float)
-    scalars = {k: stack(k, (), float) for k in ("value", "bound", "residual", "violation", "seconds")}
-    scalars |= {k: stack(k, (), int) for k in ("starts", "iterations", "biactive", "degenerate")}
-    scalars |= {k: stack(k, (), bool) for k in ("strongly_stationary", "singular")}
-    return Outcome(
-        solver="Relaxation",
-        smooth=program.quadratic is None,
-        status=np.array([v.status for v in verdicts], dtype=object),
-        z=w[:, :size],
-        w=w,
-        free=stack("free", (width,), bool),
-        tight=stack("tight", (layout.pairs,), bool),
-        **scalars,
-    )

@@ -7,7 +7,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from bigrad.linear import solve_free
-from bigrad.solution import Status
+from bigrad.program import Program
+from bigrad.solution import Outcome, Status
 from bigrad.solvers import uno
 from bigrad.solvers.active import Settled, curves_upwards, free_unknowns, kinks, settle
 from bigrad.solvers.base import EXACT, PROVEN
@@ -117,12 +118,12 @@ def polish(system: System, w: np.ndarray, tight: np.ndarray) -> Settled:
         return matrix[None], (matrix @ w - system.residual(w))[None]
 
     free = free_unknowns(*linear(w), layout, w[None], tight[None])
-    best, error = w, _measure(system, w, free[0])
+    best, error = w, measure(system, w, free[0])
     current, singular = np.where(free[0], w, 0.0), np.zeros(1, bool)
     for _ in range(steps):
         step, singular = solve_free(system.matrix(current)[None], free, -system.residual(current)[None])
         current = current + step[0]
-        now = _measure(system, current, free[0])
+        now = measure(system, current, free[0])
         if (now[0] >= error[0] and now[1] >= error[1]) or now[1] > max(error[1], TINY):
             break
         best, error = current, now
@@ -133,7 +134,7 @@ def polish(system: System, w: np.ndarray, tight: np.ndarray) -> Settled:
     return Settled(best[None], free, residual, violation, biactive, degenerate, strong, curved, singular)
 
 
-def _measure(system: System, w: np.ndarray, free: np.ndarray) -> tuple[float, float]:
+def measure(system: System, w: np.ndarray, free: np.ndarray) -> tuple[float, float]:
     """Largest error of stationarity or a multiplier's sign, and largest violation; relative to gradient and point."""
     n = system.layout.primal
     _, _, lam, _, _, kappa, _, gamma, _ = system.layout.blocks
@@ -189,3 +190,29 @@ def nonconvex(system: System, v: np.ndarray) -> bool:
     P = system.follower(v[: system.layout.x]).P
     spectrum = np.linalg.eigvalsh(P) if len(P) else np.zeros(1)
     return bool(spectrum[0] < -1e-8 * (1 + abs(spectrum).max()))
+
+
+def outcome(solver: str, program: Program, verdicts: list[Verdict], *, smooth: bool | None = None) -> Outcome:
+    """The verdicts as one Outcome. smooth: whether their w is of the smooth form; if left out, where it is the only one."""
+    smooth = program.quadratic is None if smooth is None else smooth
+    layout = program.smooth.layout if smooth or program.quadratic is None else program.quadratic.sizes
+    width, size = layout.blocks[-1].stop, layout.x + layout.y
+
+    def stack(name: str, shape: tuple[int, ...], kind: type) -> np.ndarray:
+        blank = np.full(shape, np.nan) if kind is float else np.zeros(shape, kind)
+        return np.stack([blank if getattr(v, name) is None else getattr(v, name) for v in verdicts]).astype(kind)
+
+    w = stack("w", (width,), float)
+    scalars = {k: stack(k, (), float) for k in ("value", "bound", "residual", "violation", "seconds")}
+    scalars |= {k: stack(k, (), int) for k in ("starts", "iterations", "biactive", "degenerate")}
+    scalars |= {k: stack(k, (), bool) for k in ("strongly_stationary", "singular")}
+    return Outcome(
+        solver=solver,
+        smooth=smooth,
+        status=np.array([v.status for v in verdicts], dtype=object),
+        z=w[:, :size],
+        w=w,
+        free=stack("free", (width,), bool),
+        tight=stack("tight", (layout.pairs,), bool),
+        **scalars,
+    )
