@@ -18,14 +18,16 @@ if TYPE_CHECKING:
 
 LARGE = 1000
 """Variables and multipliers of both levels above which a smooth program is solved by sparse methods."""
+MANY_PAIRS = 64
+"""Above this many pairs, a nonconvex quadratic program takes Relaxation seconds and Sparse a fraction of one."""
 FEW_PAIRS = 16
 """Up to this many pairs, a short branching search usually proves the optimum within a few milliseconds."""
 
 
 @dataclass(frozen=True)
 class Auto(AbstractSolver, AbstractGradient):
-    """Chooses by the program: Sparse for large programs, Pieces for a convex quadratic upper level, Relaxation for any other; Implicit for the
-    gradient.
+    """Chooses by the program: Sparse for a large one, Pieces for a convex quadratic upper level, Relaxation for any
+    other; Implicit for the gradient.
 
     `program.explain()` and `layer.explain()` print the choice and its reason.
     """
@@ -47,6 +49,11 @@ class Auto(AbstractSolver, AbstractGradient):
         if program.quadratic is None:
             return Relaxation(), f"The program is not quadratic: {program.why_not_quadratic}."
         if not program.convex:
+            if program.quadratic.sizes.pairs > MANY_PAIRS and Sparse().accepts(program) is None:
+                return (
+                    Sparse(),
+                    "The upper objective is not convex in (x, y) together, and there are many complementarity pairs.",
+                )
             return Relaxation(), "The upper objective is quadratic but not convex in (x, y) together."
         few = program.quadratic.sizes.pairs <= FEW_PAIRS
         solver = Pieces(starts=8, nodes=64) if few else Pieces(starts=3, nodes=0)

@@ -43,6 +43,7 @@ EXPORTS = [
 LADDER = [
     {""},
     {"datasets", "plots"},
+    {"networks"},
     {"layer", "losses"},
     {"declare"},
     {"auto"},

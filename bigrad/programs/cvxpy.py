@@ -19,8 +19,8 @@ from bigrad.programs.source import Source
 from bigrad.quadratic import Maps
 from bigrad.solution import DeclarationError
 
-LARGE = 2000
-"""Lower variables and constraints up to which a quadratic program is held in dense arrays (docs/solving.md has timings)."""
+LARGE = 1000
+"""Lower variables and constraints up to which a quadratic program is held in dense arrays; then sparse methods are faster."""
 
 
 def declare(upper: cp.Problem, lower: cp.Problem, responds: Sequence[cp.Variable], default: Solver) -> Program:
@@ -52,11 +52,8 @@ def declare(upper: cp.Problem, lower: cp.Problem, responds: Sequence[cp.Variable
     above = [c.tree_copy(plain) for c in (*upper.constraints, *shared)] + declared_bounds(roles.leader, plain)
     count = cone.x.size + cone.constr_size
     if count > LARGE:
-        maps, convex, reason = (
-            None,
-            False,
-            f"it has {count} lower variables and constraints, and dense arrays serve up to {LARGE}",
-        )
+        maps, convex = None, False
+        reason = f"{count} lower variables and constraints; up to {LARGE} are held in dense arrays"
     else:
         level = canonical.level(cone, [source.plain[v.id] for v in roles.follower], inputs)
         maps, convex, reason = _quadratic(objective, above, level, roles, source)

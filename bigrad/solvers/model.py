@@ -13,7 +13,6 @@ nothing where these hold (Debreu, "Definite and semidefinite quadratic forms", 1
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np

@@ -28,6 +28,8 @@ from bigrad.solvers.search import Search
 from bigrad.solvers.stages import QuadraticSystem, Stages, State, System, answer
 from bigrad.solvers.verdict import Verdict, conclude, nonconvex, outcome
 
+LARGEST = 10_000
+"""Unknowns and multipliers of the largest programs taken."""
 GAIN = 1e-9
 """A point is better, or a bound is reached, by this much relative to 1 + the objective."""
 REACH = (1.0, 3.0, 10.0, 100.0)
@@ -59,7 +61,9 @@ class Relaxation(AbstractSolver):
     seed: int = 0
 
     def accepts(self, program: Program) -> str | None:
-        """Every program declared in CVXPY is accepted."""
+        """Refuses programs too large for its dense matrices."""
+        if program.quadratic is None and (size := program.smooth.layout.blocks[-1].stop) > LARGEST:
+            return f"Relaxation() holds matrices of all {size} unknowns and multipliers; it takes up to {LARGEST}. Use Sparse()."
         return None
 
     def choose(self, program: Program) -> tuple[AbstractSolver, str]:

@@ -17,7 +17,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from bigrad.solvers.model import Frame, Model
-from bigrad.solvers.sparse_qp import INFEASIBLE, LATE, SOLVED, UNBOUNDED, Optimum, solve_qp
+from bigrad.solvers.sparse_qp import SOLVED, UNBOUNDED, Optimum, solve_qp
 
 FIRST, FACTOR = 0.1, 3.0
 """The first weight of the products, relative to objective over products, and what each step multiplies it by."""
@@ -147,7 +147,7 @@ class Sequence:
                 break
             else:
                 many = len(order) // 4 + 1 if len(order) > 4 else len(order) - 1
-        if F < self.F - STILL * (1 + abs(F)) or (settled and not self.settled and F <= self.F + STILL * (1 + abs(F))):
+        if self.F - STILL * (1 + abs(F)) > F or (settled and not self.settled and self.F + STILL * (1 + abs(F)) >= F):
             self.v, self.m, self.tight, self.F, self.settled = v, m, tight, F, settled
         return True
 

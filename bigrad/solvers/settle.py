@@ -68,7 +68,7 @@ def polish(frame: Frame, v: np.ndarray, m: np.ndarray, tight: np.ndarray) -> tup
     An interior-point solution leaves slack and multiplier of each inequality small and positive; the smaller one is
     zero.
     """
-    system, n, layout = frame.system, frame.n, frame.layout
+    system, layout = frame.system, frame.layout
     _, _, lam, _, _, kappa, _, gamma, _ = layout.blocks
     w = np.r_[v, m]
     pull = system.residual(w)
