@@ -225,7 +225,7 @@ def refused(kind: str) -> Case:
     elif kind == "follower":
         below = [y >= 1, cp.sum(y) <= x[0]]
     elif kind == "both":
-        above = [*above, y[0] >= 5]
+        above, below = [*above, y[0] >= 5], [y >= 0, y <= 4]
     elif kind == "endless":
         lower, below = cp.sum(y) + x[0] * y[1], [y <= 1]
     elif kind == "upwards":
