@@ -29,11 +29,14 @@ from bigrad.gradients.base import AbstractGradient
 from bigrad.linear import solve_free
 from bigrad.parallel import single_blas, single_torch
 from bigrad.program import Program
-from bigrad.quadratic import Maps, kkt, residual
+from bigrad.quadratic import Data, Maps, Sizes, kkt, residual
 from bigrad.solution import Outcome, SingularWarning
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+BLOCK = 512
+"""Items whose matrices are held at a time."""
 
 
 @dataclass(frozen=True)
@@ -100,16 +103,24 @@ def _adjoint(maps: Maps, theta: tuple[Tensor, ...], free: Tensor, cotangent: Ten
     plain: list[Array] = [a.detach().numpy() if on_cpu else a.detach() for a in arrays]
     *inputs, held, goal, scale = plain
     with single_blas:
-        matrix, _ = kkt(maps(tuple(inputs)), maps.sizes, len(held))
-        matrix *= scale[:, None] * scale
-        goal = goal * scale
-        adjoint, singular = solve_free(matrix, held, goal)
-    if bool(singular.any()):
-        gap = abs((mv(matrix, adjoint) - goal) * held).sum(-1)
-        lost = singular & (gap > 1e-6 * abs(goal).sum(-1))
-        if bool(lost.any()):
-            warnings.warn(_message([i for i, bad in enumerate(lost.tolist()) if bad]), SingularWarning, stacklevel=2)
-    return torch.as_tensor(adjoint * scale)
+        data, goal = maps(tuple(inputs)), goal * scale
+        blocks = [slice(i, i + BLOCK) for i in range(0, len(held), BLOCK)]
+        solved = [_block(data.pick(b), maps.sizes, scale, held[b], goal[b]) for b in blocks]
+    lost = [i for k, (_, bad) in enumerate(solved) for i in (k * BLOCK + np.flatnonzero(bad.tolist())).tolist()]
+    if lost:
+        warnings.warn(_message(lost), SingularWarning, stacklevel=2)
+    return torch.cat([torch.as_tensor(adjoint) for adjoint, _ in solved]) * torch.as_tensor(scale)
+
+
+def _block(data: Data, sizes: Sizes, scale: Array, held: Array, goal: Array) -> tuple[Array, Array]:
+    """Some items of a batch: the solution in units, and which have none."""
+    matrix, _ = kkt(data, sizes, len(held))
+    matrix *= scale[:, None] * scale
+    adjoint, singular = solve_free(matrix, held, goal)
+    if not bool(singular.any()):
+        return adjoint, singular
+    gap = abs((mv(matrix, adjoint) - goal) * held).sum(-1)
+    return adjoint, singular & (gap > 1e-6 * abs(goal).sum(-1))
 
 
 def _smooth(
