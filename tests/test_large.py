@@ -46,6 +46,7 @@ def shipping(seed: int, leader: str = "profit") -> Case:
         "partial": (rng.uniform(0.3, 1.0, n) * 1.0) @ cp.multiply(S @ price, q) - 0.2 * cp.sum_squares(price),
         "convex": -cp.sum_squares(q - 0.4) - 0.3 * cp.sum_squares(price),
         "log": cp.sum(cp.log(1 + price)) - cp.sum_squares(q - 0.3) - 0.1 * cp.sum_squares(price),
+        "concave": cp.sum_squares(q - 0.4) + 0.1 * cp.sum_squares(price - 1),
         "rows": paid - 0.1 * cp.sum_squares(price),
     }
     above = [price >= 0, price <= 3]
@@ -56,7 +57,7 @@ def shipping(seed: int, leader: str = "profit") -> Case:
     return case(cp.Maximize(goals[leader]), lower, q, above, below, values)
 
 
-KINDS = ("profit", "partial", "convex", "log", "rows")
+KINDS = ("profit", "partial", "convex", "concave", "log", "rows")
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -64,7 +65,7 @@ KINDS = ("profit", "partial", "convex", "log", "rows")
 def test_as_good_as_relaxation(kind, seed, all_large):
     made = shipping(seed, kind)
     program = made.program
-    ours = program.solve(made.values, solver=bg.Sparse(), verify=True)
+    ours = program.solve(made.values, solver=bg.Sparse(starts=16 if kind == "concave" else 1), verify=True)
     theirs = program.solve(made.values, solver=bg.Relaxation(starts=8))
     assert ours.status in (bg.Status.LOCAL, bg.Status.GLOBAL), ours
     assert ours.value >= theirs.value - 0.02 * (1 + abs(theirs.value))

@@ -135,7 +135,8 @@ def _smooth(
     if torch.is_grad_enabled():
         raise NotImplementedError(
             "Second derivatives need a quadratic program (linear constraints, quadratic objectives); "
-            f"here {program.why_not_quadratic or 'a sparse solver was used; Relaxation() keeps the arrays'}. Use first derivatives, or finite differences of them."
+            f"here {program.why_not_quadratic or 'Sparse() does without its arrays, Relaxation() keeps them'}. "
+            "Use first derivatives, or finite differences of them."
         )
     grads = [torch.zeros_like(t) if need else None for t, need in zip(theta, wanted, strict=True)]
     arrays = [t.detach().cpu().numpy() for t in theta]

@@ -8,7 +8,8 @@ is zero, and where both levels' linear rows hold it is sum lam_i s_i. So F and F
 the right alpha the second one is often convex where the first is not: revenue, price times demand, is linear in the
 follower's cost and the multipliers by strong duality (Labbe, Marcotte and Savard, "A bilevel model of taxation and its
 application to optimal highway pricing", 1998). What is still not convex gets squares of equality rows, which change
-nothing where these hold (Debreu, "Definite and semidefinite quadratic forms", 1952), or else a proximal term.
+nothing where these hold (Debreu, "Definite and semidefinite quadratic forms", 1952), or else a proximal term that makes
+its matrix diagonally dominant, which leaves concave sums of squares linear.
 """
 
 from __future__ import annotations
@@ -22,8 +23,6 @@ from bigrad.sparse import semidefinite
 
 WEIGHTS = (1.0, 1e2, 1e4)
 """Of the squares of equality rows, relative to the largest second derivative."""
-SHIFTS = 10.0 ** np.arange(-4, 9)
-"""Of the proximal term, relative to the largest second derivative."""
 
 
 class Model(NamedTuple):
@@ -98,10 +97,10 @@ class Frame:
         for weight in np.array(WEIGHTS) * size / top:
             if semidefinite(both := sp.csc_array(H + weight * squares)):
                 return Model(v, F, system.gradient(v) + weight * pulled, both, J, r, 0.0 * pull, 0.0, False, 0.0)
-        for shift in SHIFTS * size:
-            if semidefinite(both := sp.csc_array(H + shift * sp.eye_array(self.n))):
-                break
-        return Model(v, F, system.gradient(v), both, J, r, 0.0 * pull, 0.0, False, shift)
+        rows = np.asarray(abs(H).sum(axis=1)).ravel() - abs(H.diagonal())
+        damping = np.maximum(rows - H.diagonal(), 0.0)
+        damped = sp.csc_array(H + sp.diags_array(damping))
+        return Model(v, F, system.gradient(v), damped, J, r, 0.0 * pull, 0.0, False, float(damping.max()))
 
     def _second(self, v: np.ndarray, factor: float, m: np.ndarray) -> sp.csc_array:
         H = sp.csc_array((self.system.hessian(v, factor, m), self.system.hessian_at), shape=(self.n, self.n))

@@ -62,19 +62,19 @@ class Sequence:
             found = self._run(model, None)
             if found.status == UNBOUNDED:
                 found = self._run(_damped(model, WEAK), None)
-            elif found.status == SOLVED and frame.quadratic and model.valid:
+            elif found.status == SOLVED and found.sharp and frame.quadratic and model.valid:
                 self.bound = found.value - 1e-9 * (1 + abs(found.value))
             if found.status != SOLVED:
                 if k == 0:
                     self.endings.add(found.status)
                     return []
                 break
-            there, m = self._moved(model, found, lambda v: frame.system.objective(v))
+            there, m = self._moved(model, found)
             small = _small(there - v, v)
             v = there
             if small:
                 break
-        points, weight = [v], 0.0
+        points = [v]
         first = FIRST * max(abs(frame.system.objective(v)), STILL) / max(frame.gap_at(v), STILL)
         for k in range(LONGEST):
             F, gap = frame.system.objective(v), frame.gap_at(v)
@@ -85,9 +85,18 @@ class Sequence:
             found = self._run(self._penalised(model, weight), None)
             if found.status != SOLVED:
                 break
-            v, m = self._moved(model, found, lambda v, w=weight: frame.system.objective(v) + w * frame.gap_at(v))
+            v, m = self._moved(model, found, weight)
             points.append(v)
         return points[::-1]
+
+    def pulled(self, pull: np.ndarray) -> np.ndarray | None:
+        """A point of the relaxation without products, far in a direction of z = (x, y) from the best point; None if there is none."""
+        frame, v = self.frame, self.frame.system.origin if self.v is None else self.v
+        model = frame.model(v, self.m, self._rigid)
+        g, flat = np.zeros(frame.n), np.full(frame.n, STILL)
+        g[: len(pull)], flat[: len(pull)] = pull, 1 / (1 + abs(v[: len(pull)]).max(initial=0.0))
+        found = self._run(model._replace(g=g, B=sp.csc_array(sp.diags_array(flat))), None)
+        return found.v if found.status == SOLVED else None
 
     def _penalised(self, model: Model, weight: float) -> Model:
         """The model plus the majorant of the weighted products at its point."""
@@ -164,12 +173,13 @@ class Sequence:
                 found = self._run(_damped(model, WEAK), tight)
             if found.status != SOLVED:
                 if found.status == UNBOUNDED:
-                    self.unbounded = True
+                    flat = model._replace(g=0.0 * model.g, B=0.0 * model.B)
+                    self.unbounded = self._run(flat, tight).status == SOLVED
                 if k == 0:
                     self.endings.add(found.status)
                     return None
                 break
-            there, m = self._moved(model, found, lambda v: frame.system.objective(v))
+            there, m = self._moved(model, found)
             done = _small(there - v, v) or (frame.quadratic and model.proximal == 0.0)
             v = there
             if done:
@@ -219,23 +229,21 @@ class Sequence:
         m[rigid], m[soft] = found.equal, found.below[: len(soft)]
         d = v - model.v
         value = model.F + model.g @ d + d @ (model.B @ d) / 2
-        return Optimum(SOLVED, v, float(value), m + model.pull + self._gap_weight(model, d), found.below)
+        m += model.pull + model.alpha * (frame.gap @ d)
+        return Optimum(SOLVED, v, float(value), m, found.below, found.sharp)
 
-    def _gap_weight(self, model: Model, d: np.ndarray) -> np.ndarray:
-        """What the multiple of Psi in the objective adds to the multipliers of the rows as the point moves by d."""
-        return model.alpha * (self.frame.gap @ d)
-
-    def _moved(
-        self, model: Model, found: Optimum, merit: Callable[[np.ndarray], float]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The model's optimum, or a shorter step to it that lowers the merit and the violation of nonlinear rows."""
+    def _moved(self, model: Model, found: Optimum, products: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+        """The model's optimum, or a shorter step towards it that raises neither the objective, with the products of pairs
+        weighted so, nor the violation of nonlinear rows.
+        """
         frame = self.frame
         if frame.quadratic and model.proximal == 0.0:
             return found.v, found.equal
         weight = 0.0 if frame.linear else 2 * abs(found.equal).max(initial=1.0)
 
         def total(v: np.ndarray) -> float:
-            return merit(v) + model.alpha * frame.gap_at(v) + weight * self.violation(v)
+            gap = (model.alpha + products) * frame.gap_at(v)
+            return frame.system.objective(v) + gap + weight * self.violation(v)
 
         before, step = total(model.v), 1.0
         lost = frame.linear and self.violation(model.v) > ZERO

@@ -15,8 +15,6 @@ from bigrad.sparse import curves_upwards, solve_sparse
 
 STEPS = 6
 """Newton steps of the polish at most."""
-ROUNDS = 20
-"""How often a search goes on after the polish has shown a multiplier of the wrong sign."""
 
 
 def conclude(search: Sequence, starts: int) -> Verdict:

@@ -29,12 +29,16 @@ class Sparse(AbstractSolver):
 
     Choose it above some thousand lower variables and constraints; `Auto` does. The lower level is a QP or LP, the upper
     level anything smooth. Answers are local optima (`LOCAL`), or global where the bound of the relaxation, in
-    `stats.bound`, proves it. max_iterations: quadratic programs for one piece, which more than one need only where the
-    upper level is not quadratic. time_limit: seconds per item, or None.
+    `stats.bound`, proves it. starts: searches per item; the first follows the penalty path, the others start from
+    random points of the relaxation, which pays where the upper level is concave in many variables. max_iterations:
+    quadratic programs for one piece, of which more than one are needed only where no model is exact. time_limit:
+    seconds per item, or None. seed: of the random starts.
     """
 
+    starts: int = 1
     max_iterations: int = 50
     time_limit: float | None = None
+    seed: int = 0
 
     def accepts(self, program: Program) -> str | None:
         """Refuses small programs whose dense form has other unknowns than the sparse one."""
@@ -81,6 +85,13 @@ class Sparse(AbstractSolver):
             if search.v is None:
                 starts += 1
                 begin(search)
+                rng = np.random.default_rng(self.seed)
+                while starts < self.starts and not search.late:
+                    starts += 1
+                    point = search.pulled(rng.standard_normal(system.layout.x + system.layout.y))
+                    v = None if point is None else search.answer(point)
+                    if v is not None:
+                        search.descend(v, v[frame.lam] > frame.slack(v))
             return conclude(search, starts)
         except (ArithmeticError, MemoryError, RuntimeError, ValueError):
             return Verdict(Status.FAILED)

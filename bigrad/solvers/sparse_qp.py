@@ -25,7 +25,8 @@ TOLERANCES = (1e-10, 1e-8)
 
 
 class Optimum(NamedTuple):
-    """Where the solver ended: status, point, its value, multipliers of E (free) and of G (nonnegative).
+    """Where the solver ended: status, point, its value, multipliers of E (free) and of G (nonnegative), and whether all hold to
+    the first of the tolerances.
 
     At an optimum P v + q + E'equal + G'below == 0.
     """
@@ -35,6 +36,7 @@ class Optimum(NamedTuple):
     value: float
     equal: np.ndarray
     below: np.ndarray
+    sharp: bool
 
 
 def solve_qp(
@@ -59,9 +61,10 @@ def solve_qp(
             break
         status, v, z = ENDINGS.get(str(found.status), BROKEN), np.array(found.x), np.array(found.z)
         if status != BROKEN and (status != SOLVED or np.isfinite(v).all()):
-            return Optimum(status, v, float(found.obj_val), z[: len(e)], z[len(e) :])
+            sharp = tolerance == TOLERANCES[0] and str(found.status) == "Solved"
+            return Optimum(status, v, float(found.obj_val), z[: len(e)], z[len(e) :], sharp)
     return _nothing(BROKEN, len(q), len(e), len(g))
 
 
 def _nothing(status: str, n: int, equal: int, below: int) -> Optimum:
-    return Optimum(status, np.full(n, np.nan), np.nan, np.full(equal, np.nan), np.full(below, np.nan))
+    return Optimum(status, np.full(n, np.nan), np.nan, np.full(equal, np.nan), np.full(below, np.nan), False)
