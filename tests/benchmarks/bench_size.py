@@ -118,8 +118,7 @@ def table(kind: str, sizes: tuple[int, ...], what: str) -> None:
 def main() -> None:
     quick = "--quick" in sys.argv
     print(machine("cvxpy", "clarabel", "scipy", "torch"))
-    sides, batches = (CLOCK = time.process_time
-QUICK_SIDES, QUICK_BATCHES) if quick else (SIDES, BATCHES)
+    sides, batches = (QUICK_SIDES, QUICK_BATCHES) if quick else (SIDES, BATCHES)
     table(
         "network",
         sides,
