@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from bigrad.solvers.pieces import Pieces
     from bigrad.solvers.relaxation import Relaxation
     from bigrad.solvers.saddle import Saddle
+    from bigrad.solvers.sparse import Sparse
     from bigrad.solvers.spread import Spread
 
 __version__ = "0.1.0"
@@ -66,6 +67,7 @@ _HOMES = {
     "Solution": "solution",
     "SolveError": "solution",
     "SolveWarning": "solution",
+    "Sparse": "solvers.sparse",
     "Spread": "solvers.spread",
     "Stats": "solution",
     "Status": "solution",
@@ -95,6 +97,7 @@ __all__ = [
     "Solution",
     "SolveError",
     "SolveWarning",
+    "Sparse",
     "Spread",
     "Stats",
     "Status",

@@ -16,6 +16,10 @@ from bigrad.solvers.base import AbstractSolver
 if TYPE_CHECKING:
     from torch import Tensor
 
+LARGE = 1000
+"""Variables and multipliers of both levels above which a smooth program is solved by sparse methods."""
+MANY_PAIRS = 64
+"""Above this many pairs, a nonconvex quadratic program takes Relaxation seconds and Sparse a fraction of one."""
 FEW_PAIRS = 16
 """Up to this many pairs, a short branching search usually proves the optimum within a few milliseconds."""
 
@@ -23,8 +27,8 @@ FEW_PAIRS = 16
 @dataclass(frozen=True)
 class Auto(AbstractSolver, AbstractGradient):
     """Chooses by the program: Global where the leader has integer variables; Saddle for a convex-concave zero-sum game;
-    for one level, ActiveSet for a convex quadratic program and Interior for one with cones; for two, Pieces under a
-    convex quadratic upper level; Relaxation for any other; Implicit for the gradient.
+    for one level, ActiveSet for a convex quadratic program and Interior for one with cones; for two, Sparse for a large
+    one, Pieces under a convex quadratic upper level; Relaxation for any other; Implicit for the gradient.
 
     `program.explain()` and `layer.explain()` print the choice and its reason.
     """
@@ -43,6 +47,7 @@ class Auto(AbstractSolver, AbstractGradient):
         from bigrad.solvers.pieces import Pieces
         from bigrad.solvers.relaxation import Relaxation
         from bigrad.solvers.saddle import Saddle
+        from bigrad.solvers.sparse import Sparse
 
         if program.integers:
             return Global(), f"The leader has integer variables. {Global().choose(program)[1]}"
@@ -50,9 +55,17 @@ class Auto(AbstractSolver, AbstractGradient):
             return Saddle().choose(program)
         if Interior().accepts(program) is None:
             return Interior().choose(program)
+        large = program.quadratic is None and program.smooth.layout.primal > LARGE
+        if large and Sparse().accepts(program) is None:
+            return Sparse(), f"The program is large: {program.why_not_quadratic}."
         if program.quadratic is None:
             return Relaxation(), f"The program is not quadratic: {program.why_not_quadratic}."
         if not program.convex:
+            if program.quadratic.sizes.pairs > MANY_PAIRS and Sparse().accepts(program) is None:
+                return (
+                    Sparse(),
+                    "The upper objective is not convex in (x, y) together, and there are many complementarity pairs.",
+                )
             return Relaxation(), "The upper objective is quadratic but not convex in (x, y) together."
         if not program.quadratic.sizes.y:
             return ActiveSet(), ActiveSet().choose(program)[1]

@@ -1,7 +1,8 @@
 """Bundled data and problems, each with its origin and, for problems, its known answer.
 
 `italy_power_demand` is real data to learn from; `textbook` are bilevel programs of the literature with verified global
-optima. Everything comes with the package: nothing is downloaded. Licences: ``bigrad/data/LICENSES.md``.
+optima, `toll_grid` makes programs of any size. Everything comes with the package: nothing is downloaded. Licences:
+``bigrad/data/LICENSES.md``.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bigrad.networks import TollNetwork, toll_grid
+
 if TYPE_CHECKING:
     import cvxpy as cp
 
@@ -23,8 +26,10 @@ __all__ = [
     "Quadratic",
     "Rows",
     "TextbookProblem",
+    "TollNetwork",
     "italy_power_demand",
     "textbook",
+    "toll_grid",
 ]
 
 Floats = NDArray[np.float64]

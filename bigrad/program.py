@@ -45,6 +45,10 @@ class Unknown:
 
     def read(self, w: Array) -> Array:
         """Its value in w, of shape (unknowns,) or (batch, unknowns)."""
+        if not isinstance(self.place, slice) and w.shape[-1] != self.place.shape[1]:
+            raise CapabilityError(
+                f"{self.name} cannot be read from this solver's answer. Take Auto(), Pieces() or Relaxation()."
+            )
         flat = w[..., self.place] if isinstance(self.place, slice) else product(self.place, w)
         return unflatten(flat, self.shape)
 
@@ -234,10 +238,11 @@ class Program:
         `given` maps parameters to arrays with or without the batch dimension.
         """
         found, home = [], outcome.form or self
+        duals = home.duals if outcome.form or outcome.smooth == (self.quadratic is None) else ()
         for i in range(len(outcome.status)):
             ok, inputs = outcome.status[i].ok, {k: _item(v, i, k.ndim) for k, v in given.items()}
             w, value = (outcome.w[i].copy(), outcome.value[i]) if ok else (np.full(outcome.w.shape[1], np.nan), np.nan)
-            values, prices = ({u.handle: u.read(w) for u in part} for part in (home.unknowns, home.duals))
+            values, prices = ({u.handle: u.read(w) for u in part} for part in (home.unknowns, duals))
             stats = outcome.stats(i, self.sign)
             lower = self.source.lower_value(inputs, values) if ok else np.nan
             if verify and ok:

@@ -29,12 +29,15 @@ from bigrad.gradients.base import AbstractGradient
 from bigrad.linear import Bordered, cholesky, lower_solve, solve_free
 from bigrad.parallel import single_blas, single_torch
 from bigrad.program import Program
-from bigrad.quadratic import Maps, kkt, stack
+from bigrad.quadratic import Data, Maps, Sizes, kkt, stack
 from bigrad.sensitivity import pull
 from bigrad.solution import Outcome, SingularWarning
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+BLOCK = 512
+"""Items whose matrices are held at a time."""
 
 
 @dataclass(frozen=True)
@@ -122,17 +125,26 @@ def _adjoint(maps: Maps, theta: tuple[Array, ...], outcome: Outcome, ok: Array, 
             adjoint, singular = factors.solve(free[:, n:], goal[:, :n], goal[:, n:])
             if not bool((singular & ok).any()):
                 return xp.where(ok[:, None], adjoint, 0.0)
-    matrix, _ = kkt(data, maps.sizes, len(free), shared=True)
     units = xp.ones_like(goal[0]) if outcome.units is None else outcome.units
+    goal, found = goal * units, []
+    for start in range(0, len(free), BLOCK):
+        b = slice(start, start + BLOCK)
+        found.append(_block(data.pick(b), maps.sizes, units if units.ndim == 1 else units[b], free[b], goal[b]))
+    lost = [i for k, (_, bad) in enumerate(found) for i, b in enumerate(bad.tolist(), k * BLOCK) if b]
+    if lost:
+        warnings.warn(_message(lost), SingularWarning, stacklevel=2)
+    return xp.concatenate([adjoint for adjoint, _ in found]) * units
+
+
+def _block(data: Data, sizes: Sizes, units: Array, free: Array, goal: Array) -> tuple[Array, Array]:
+    """Some items of a batch: the solution in units, and which have none."""
+    matrix, _ = kkt(data, sizes, len(free), shared=True)
     matrix = matrix * units[..., :, None] * units[..., None, :]
-    goal = goal * units
     adjoint, singular = solve_free(matrix, free, goal)
-    if bool(singular.any()):
-        gap = abs((mv(matrix, adjoint) - goal) * free).sum(-1)
-        lost = singular & (gap > 1e-6 * abs(goal).sum(-1))
-        if bool(lost.any()):
-            warnings.warn(_message([i for i, bad in enumerate(lost.tolist()) if bad]), SingularWarning, stacklevel=2)
-    return adjoint * units
+    if not bool(singular.any()):
+        return adjoint, singular
+    gap = abs((mv(matrix, adjoint) - goal) * free).sum(-1)
+    return adjoint, singular & (gap > 1e-6 * abs(goal).sum(-1))
 
 
 def _smooth(
@@ -147,7 +159,8 @@ def _smooth(
     if torch.is_grad_enabled():
         raise NotImplementedError(
             "Second derivatives need a quadratic program (linear constraints, quadratic objectives); "
-            f"here {program.why_not_quadratic}. Use first derivatives, or finite differences of them."
+            f"here {program.why_not_quadratic or 'Sparse() does without its arrays, Relaxation() keeps them'}. "
+            "Use first derivatives, or finite differences of them."
         )
     grads = [torch.zeros_like(t) if need else None for t, need in zip(theta, wanted, strict=True)]
     arrays = [t.detach().cpu().numpy() for t in theta]

@@ -8,6 +8,7 @@ eliminated here, so that the level keeps the size its author gave it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from types import SimpleNamespace
@@ -16,10 +17,14 @@ from typing import Any
 import cvxpy as cp
 import numpy as np
 import scipy.sparse as sp
+from cvxpy.lin_ops import CONSTANT_ID
 from cvxpy.reductions.dcp2cone.cone_matrix_stuffing import ConeMatrixStuffing, ParamConeProg
+from cvxpy.settings import COO_CANON_BACKEND, DPP_PARAM_THRESHOLD
 from cvxpy.utilities import scopes
+from cvxpy.utilities.coeff_extractor import CoeffExtractor
 
 from bigrad.affine import Affine, constant
+from bigrad.programs import expressions
 from bigrad.programs.conic import exact_cones, small_cones, without_exact_form
 from bigrad.solution import DeclarationError
 
@@ -106,10 +111,41 @@ def stuff_and_locate(
                 f"The program needs the cones {', '.join(beyond)}, which have no exact road here. Either level may use equalities, "
                 "inequalities, second-order, exponential, power and semidefinite cones."
             )
-        program = ConeMatrixStuffing(quad_obj=True).apply(cp.Problem(goal, rows))[0]
+        problem = cp.Problem(goal, rows)
+        many = sum(p.size for p in problem.parameters()) >= DPP_PARAM_THRESHOLD
+        program = _Stuffing(quad_obj=True, canon_backend=COO_CANON_BACKEND if many else None).apply(problem)[0]
     ends = np.cumsum([0, *(c.size for c in program.constraints)])
     at = {c.id: slice(int(a), int(b)) for c, a, b in zip(program.constraints, ends, ends[1:], strict=False)}
     return program, [at.get(i, slice(0)) for i in own]
+
+
+class _Stuffing(ConeMatrixStuffing):
+    """CVXPY's own, but affine terms of the objective stay sparse: it makes them variables by parameters, dense."""
+
+    def stuffed_objective(self, problem: cp.Problem, extractor: CoeffExtractor) -> tuple[Any, ...]:
+        parts = expressions.terms(problem.objective.expr)
+        affine = [t for t in parts if t.is_affine()]
+        if not affine or not all(t.is_scalar() for t in parts):
+            return super().stuffed_objective(problem, extractor)
+        curved = sum((t for t in parts if not t.is_affine()), cp.Constant(0.0))
+        linear, size = extractor.affine(sum(affine)), extractor.x_length
+        own, narrow = curved.parameters(), copy(extractor)
+        places = np.cumsum([0, *(p.size for p in own)])
+        narrow.param_id_map = dict(zip([*(p.id for p in own), CONSTANT_ID], places.tolist(), strict=True))
+        narrow.param_to_size = {p.id: p.size for p in own} | {CONSTANT_ID: 1}
+        if not curved.variables():
+            return sp.csc_array((size * size, linear.shape[1])), linear + 0.0, cp.Variable(size)
+        P, q, x = super().stuffed_objective(cp.Problem(cp.Minimize(curved)), narrow)
+        columns = [extractor.param_id_map[p.id] + np.arange(p.size) for p in own]
+        wide = np.concatenate([*columns, [extractor.param_id_map[CONSTANT_ID]]]).astype(int)
+        return _widened(P, wide, linear.shape[1]), linear + _widened(q, wide, linear.shape[1]), x
+
+
+def _widened(tensor: sp.spmatrix, columns: np.ndarray, width: int) -> sp.csc_array:
+    """The tensor with its columns moved to these places of a wider one."""
+    coo = sp.coo_array(tensor)
+    row, column = coo.coords
+    return sp.csc_array((coo.data, (row, columns[column])), shape=(tensor.shape[0], width))
 
 
 def level(program: ParamConeProg, variables: Sequence[cp.Variable], inputs: Sequence[cp.Parameter]) -> Level:

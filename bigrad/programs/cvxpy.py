@@ -23,6 +23,9 @@ from bigrad.programs.source import Source
 from bigrad.quadratic import Maps
 from bigrad.solution import DeclarationError
 
+LARGE = 1000
+"""Lower variables and constraints up to which a quadratic program is held in dense arrays; then sparse methods are faster."""
+
 
 def declare(
     upper: cp.Problem, lower: Sequence[cp.Problem], responds: Sequence[Sequence[cp.Variable]], default: Solver
@@ -65,8 +68,12 @@ def declare(
 
     answers = [source.plain[v.id] for v in roles.follower]
     prices = in_full = in_cone(rows, conic(cone, answers))
+    count = cone.x.size + cone.constr_size
     if beyond := canonical.cones_beyond_linear(cone):
         maps, convex, reason = None, False, f"the lower level needs the cones {', '.join(beyond)}"
+    elif count > LARGE and not any(whole(v, kind).size for v in roles.leader for kind in ("boolean", "integer")):
+        maps, convex = None, False
+        reason = f"{count} lower variables and constraints; up to {LARGE} are held in dense arrays"
     else:
         level = canonical.level(cone, answers, inputs)
         prices = in_level(rows, level)

@@ -40,7 +40,10 @@ from bigrad.programs.conic import Conic, conic
 from bigrad.programs.engine import EQUALITIES, INEQUALITIES, Canonical, Engine, bounds, canonicalise
 from bigrad.programs.system import Compiled, Layout, System
 from bigrad.solution import DeclarationError
+from bigrad.sparse import solve_sparse
 
+DENSE = 1000
+"""Unknowns up to which the adjoint equation is solved densely, which is then as fast as sparsely."""
 LOST = 1e-6
 """The adjoint equation of a singular matrix counts as unsolvable if it is off by more than this, relatively."""
 
@@ -152,6 +155,11 @@ class Smooth:
             upper=engine[0] + int(np.isfinite(low).sum() + np.isfinite(high).sum()) + blocks,
             upper_equalities=engine[1],
         )
+
+    @property
+    def cones(self) -> bool:
+        """Whether the lower level has cones."""
+        return bool(self._conic.cones)
 
     @cached_property
     def _conic(self) -> Conic:
@@ -325,13 +333,11 @@ class Smooth:
         rhs = np.zeros(len(w))
         rhs[: len(cotangent)] = cotangent
         with self.at(theta) as system:
-            matrix = system.matrix(w)
-            u, singular = solve_free(matrix[None], free[None], rhs[None])
-            pulled = -system.pull(w, u[0, :n], u[0, n:], chosen)
-        gap = abs((matrix @ u[0] - rhs) * free).max(initial=0.0)
+            u, lost = (_adjoint_sparse if len(w) > DENSE else _adjoint_dense)(system, w, free, rhs)
+            pulled = -system.pull(w, u[:n], u[n:], chosen)
         ends = np.cumsum([0, *(p.size for p in self.parameters)])
         gradients = tuple(pulled[a:b] for a, b in pairwise(ends))
-        return gradients, bool(singular[0]) and bool(gap > LOST * abs(rhs).max(initial=0.0))
+        return gradients, lost
 
     @cached_property
     def _convex_form(self) -> bool:
@@ -353,6 +359,20 @@ class Smooth:
                     if spectrum[0] < -1e-9 * (1 + spectrum[-1]):
                         return False
         return self._convex_form
+
+
+def _adjoint_dense(system: System, w: np.ndarray, free: np.ndarray, rhs: np.ndarray) -> tuple[np.ndarray, bool]:
+    """Solution of the adjoint equation, and whether there is none."""
+    matrix = system.matrix(w)
+    u, singular = solve_free(matrix[None], free[None], rhs[None])
+    gap = abs((matrix @ u[0] - rhs) * free).max(initial=0.0)
+    return u[0], bool(singular[0]) and bool(gap > LOST * abs(rhs).max(initial=0.0))
+
+
+def _adjoint_sparse(system: System, w: np.ndarray, free: np.ndarray, rhs: np.ndarray) -> tuple[np.ndarray, bool]:
+    """The same by one sparse factorisation."""
+    solved = solve_sparse(system.sparse(w), free, rhs)
+    return solved.u, solved.lost > LOST
 
 
 def _culprit(piece: Any) -> Any:

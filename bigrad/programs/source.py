@@ -124,7 +124,7 @@ def _gap(below: cp.Problem, here: Mapping[Any, np.ndarray]) -> float:
         value = float(problem.objective.value)
     for tolerances in (PRECISE, {}):  # x may lie on the edge of where the follower has an answer
         try:
-            problem.solve(solver=cp.CLARABEL, **tolerances)
+            problem.solve(solver=cp.CLARABEL, ignore_dpp=True, **tolerances)
         except cp.SolverError:
             continue
         if problem.status in cp.settings.SOLUTION_PRESENT:

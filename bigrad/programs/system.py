@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
+import scipy.sparse as sp
 from cvxpy.reductions.dcp2cone.cone_matrix_stuffing import ParamConeProg
 
 from bigrad.programs.bilinear import Bilinear
@@ -161,6 +162,16 @@ class System:
         np.add.at(matrix, (n + self.jacobian_at[0], self.jacobian_at[1]), self.jacobian(v))
         matrix[:n, n:] = matrix[n:, :n].T
         return matrix
+
+    def sparse(self, w: np.ndarray) -> sp.csc_array:
+        """The same matrix, sparse."""
+        n = self.layout.primal
+        v, m = w[:n], w[n:]
+        (a, b), (row, column) = self.hessian_at, self.jacobian_at
+        H, J = self.hessian(v, 1.0, m), self.jacobian(v)
+        low = a > b
+        places = np.r_[a, b[low], n + row, column], np.r_[b, a[low], column, n + row]
+        return sp.csc_array((np.r_[H, H[low], J, J], places), shape=(len(w), len(w)))
 
     def residual(self, w: np.ndarray) -> np.ndarray:
         """Gradient of L at w, tau left out."""

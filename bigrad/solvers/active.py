@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bigrad.linear import solve_free
+from bigrad.programs.system import Layout
 from bigrad.quadratic import Data, Sizes, kkt, residual
 
 TOUCH = 1e-7
@@ -68,7 +69,7 @@ def settle(
         if not convex:
             flat = curves_upwards(matrix, free, sizes)
         pull = residual(data, sizes, w)
-    biactive, degenerate, strong = kinks(pull, sizes, w, free)
+    biactive, degenerate, strong = kinks(pull, sizes, w)
     return Settled(w, free, dual, primal, biactive, degenerate, strong, flat, singular)
 
 
@@ -98,7 +99,7 @@ def _polished(
     return w, dual, primal, singular, matrix
 
 
-def _slacks(pull: np.ndarray, sizes: Sizes, w: np.ndarray) -> tuple[np.ndarray, ...]:
+def _slacks(pull: np.ndarray, sizes: Sizes | Layout, w: np.ndarray) -> tuple[np.ndarray, ...]:
     """Slack and multiplier of the pairs (lam, s), multipliers of their two sides (tau, kappa), slack and multiplier of the
     upper rows; from w and the gradient `pull` of the Lagrangian there."""
     _, _, lam, _, _, kappa, _, gamma, _ = sizes.blocks
@@ -110,7 +111,7 @@ def near_zero(values: np.ndarray) -> np.ndarray:
     return TOUCH * (1 + abs(values).max(-1, keepdims=True, initial=0.0))
 
 
-def free_unknowns(pull: np.ndarray, sizes: Sizes, w: np.ndarray, tight: np.ndarray) -> np.ndarray:
+def free_unknowns(pull: np.ndarray, sizes: Sizes | Layout, w: np.ndarray, tight: np.ndarray) -> np.ndarray:
     """The unknowns that are not held at zero at w, bool (batch, unknowns): the active set, kinks decided by their multipliers."""
     lam, s, tau, kappa, gap, gamma = _slacks(pull, sizes, w)
     both = (lam <= near_zero(lam)) & (s <= near_zero(s))
@@ -155,7 +156,7 @@ def _measure(
     return dual / scale, np.maximum(below, equal) / scale
 
 
-def kinks(pull: np.ndarray, sizes: Sizes, w: np.ndarray, free: np.ndarray) -> tuple[np.ndarray, ...]:
+def kinks(pull: np.ndarray, sizes: Sizes | Layout, w: np.ndarray) -> tuple[np.ndarray, ...]:
     """Biactive pairs, constraints whose multiplier vanishes, and whether all biactive multipliers have the right sign."""
     lam, s, tau, kappa, gap, gamma = _slacks(pull, sizes, w)
     both = (lam <= near_zero(lam)) & (s <= near_zero(s))

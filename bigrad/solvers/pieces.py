@@ -33,6 +33,9 @@ from bigrad.solvers.starts import answers, high_points
 WIDE = 100
 """Unknowns from which a piece takes DAQP long enough for threads to gain; for smaller ones they wait on the interpreter lock."""
 
+BLOCK = 512
+"""Items searched at a time: enough to share each array operation, few enough for memory not to grow with the batch."""
+
 
 @dataclass(frozen=True)
 class Pieces(AbstractSolver):
@@ -95,9 +98,12 @@ class Pieces(AbstractSolver):
             invalid = program.invalid(theta, batch) | _indefinite(data.Q, batch)
             crooked = _indefinite(apart(data.P, maps.own)[0], batch)
 
-            def part(items: np.ndarray) -> Outcome:
+            def block(items: np.ndarray) -> Outcome:
                 some = [warm[i] for i in items]
                 return self.part(data.pick(items), sizes, maps.own, invalid[items], crooked[items], some, begun)
+
+            def part(items: np.ndarray) -> Outcome:
+                return Outcome.join([block(items[i : i + BLOCK]) for i in range(0, len(items), BLOCK)])
 
             return scaling.undo(Outcome.join(thread_map(part, batch, least=8 if sizes.primal > WIDE else batch)))
 

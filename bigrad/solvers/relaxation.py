@@ -28,6 +28,8 @@ from bigrad.solvers.search import Search
 from bigrad.solvers.stages import QuadraticSystem, Stages, State, System, answer
 from bigrad.solvers.verdict import Verdict, conclude, gather, nonconvex
 
+LARGEST = 10_000
+"""Unknowns and multipliers of the largest programs taken."""
 GAIN = 1e-9
 """A point is better, or a bound is reached, by this much relative to 1 + the objective."""
 REACH = (1.0, 3.0, 10.0, 100.0)
@@ -59,11 +61,13 @@ class Relaxation(AbstractSolver):
     seed: int = 0
 
     def accepts(self, program: Program) -> str | None:
-        """Refuses programs with integers, and a convex program of one level that needs cones: Interior solves it to a proven
-        optimum.
+        """Refuses integers, programs too large for dense matrices, and a convex one of one level that needs cones: Interior
+        solves that to a proven optimum.
         """
         if refusal := whole_numbers("Relaxation", program):
             return refusal
+        if program.quadratic is None and (size := program.layout.blocks[-1].stop) > LARGEST:
+            return f"Relaxation() holds matrices of all {size} unknowns and multipliers; it takes up to {LARGEST}. Use Sparse()."
         if isinstance(program.smooth, Smooth):
             return None
         if program.saddle is not None:

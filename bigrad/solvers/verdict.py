@@ -133,21 +133,21 @@ def polish(system: System, w: np.ndarray, tight: np.ndarray) -> Settled:
     layout, steps = system.layout, 6
     free = free_unknowns(system.residual(w)[None], layout, w[None], tight[None])
     best = current = np.where(free[0], w, 0.0)
-    error, singular = _measure(system, best, free[0]), np.zeros(1, bool)
+    error, singular = measure(system, best, free[0]), np.zeros(1, bool)
     for _ in range(steps):
         step, singular = solve_free(system.matrix(current)[None], free, -system.residual(current)[None])
         current = current + step[0]
-        now = _measure(system, current, free[0])
+        now = measure(system, current, free[0])
         if (now[0] >= error[0] and now[1] >= error[1]) or now[1] > max(error[1], TINY):
             break
         best, error = current, now
-    biactive, degenerate, strong = kinks(system.residual(best)[None], layout, best[None], free)
+    biactive, degenerate, strong = kinks(system.residual(best)[None], layout, best[None])
     residual, violation = (np.array([e]) for e in error)
     curved = curves_upwards(system.matrix(best)[None], free, layout)
     return Settled(best[None], free, residual, violation, biactive, degenerate, strong, curved, singular)
 
 
-def _measure(system: System, w: np.ndarray, free: np.ndarray) -> tuple[float, float]:
+def measure(system: System, w: np.ndarray, free: np.ndarray) -> tuple[float, float]:
     """Largest error of stationarity or a multiplier's sign, and largest violation; relative to gradient and point."""
     n = system.layout.primal
     _, _, lam, _, _, kappa, _, gamma, _ = system.layout.blocks
@@ -218,9 +218,13 @@ def _empty(system: System, A: np.ndarray, a: np.ndarray, E: np.ndarray, e: np.nd
     return infeasible(np.concatenate(rows), np.concatenate(offset), len(E), len(A) + low.sum() + high.sum(), twice)
 
 
-def gather(solver: str, program: Program, verdicts: Sequence[Verdict]) -> Outcome:
-    """The verdicts on the items of a batch as one Outcome."""
-    layout = program.quadratic.sizes if program.quadratic else program.smooth.layout
+def gather(solver: str, program: Program, verdicts: Sequence[Verdict], *, smooth: bool | None = None) -> Outcome:
+    """The verdicts on the items of a batch as one Outcome.
+
+    smooth: whether their w is of the smooth form; if left out, where it is the only one.
+    """
+    smooth = program.quadratic is None if smooth is None else smooth
+    layout = program.smooth.layout if smooth or program.quadratic is None else program.quadratic.sizes
     width, size = layout.blocks[-1].stop, layout.x + layout.y
 
     def stack(name: str, shape: tuple[int, ...], kind: type) -> np.ndarray:
@@ -233,7 +237,7 @@ def gather(solver: str, program: Program, verdicts: Sequence[Verdict]) -> Outcom
     scalars |= {k: stack(k, (), bool) for k in ("strongly_stationary", "singular")}
     return Outcome(
         solver=solver,
-        smooth=program.quadratic is None,
+        smooth=smooth,
         status=np.array([v.status for v in verdicts], dtype=object),
         z=w[:, :size],
         w=w,
