@@ -45,6 +45,7 @@ PROGRAMS = {
     "a product of squares": (WISH, cp.sum(cp.multiply(1 + cp.square(X), cp.square(Y))) - 4 * cp.sum(Y) + T @ Y, [], []),
     "the leader and a function": (WISH, NEAR + cp.exp(S) * cp.square(X) @ Y, [X >= 0], []),
     "functions above": (cp.sum_squares(X - cp.exp(T)) + cp.log(N) * cp.sum(X) + S**3, NEAR, [X <= S * T + 2], []),
+    "functions above, not quadratic": (cp.sum(cp.exp(X)) / N + cp.sum_squares(X - T) / S + WISH - cp.exp(S) * cp.sum(X), NEAR, [], []),
     "many functions": (
         WISH + cp.max(T) * X[0] + cp.log_sum_exp(T) * X[1],
         NEAR + cp.hstack([cp.quad_form(T, np.array([[2.0, 1], [1, 1]])), cp.norm1(T) * cp.abs(S)]) @ Y,
@@ -52,7 +53,13 @@ PROGRAMS = {
         [3 + cp.logistic(T) + cp.entr(N) + cp.inv_pos(N) + cp.sum(M @ M) + cp.trace(M.T @ M) + cp.norm_inf(T) >= Y],
     ),
 }  # fmt: skip
-SMOOTH = {"the leader squared", "the leader squared, as a limit", "a product of squares", "the leader and a function"}
+SMOOTH = {
+    "functions above, not quadratic",
+    "the leader squared",
+    "the leader squared, as a limit",
+    "a product of squares",
+    "the leader and a function",
+}
 
 
 def made(name):

@@ -326,7 +326,6 @@ def test_threads_take_turns() -> None:
             lambda x, y, c: cp.sum_largest(c, 1) * cp.sum(cp.exp(x)) * y[0],
             "make it one parameter|Make it one parameter",
         ),
-        (lambda x, y, c: cp.sum(cp.exp(x)) * y[0] / c[0], "holds the inverse"),
     ],
 )
 def test_refusals(build, words: str) -> None:

@@ -179,11 +179,18 @@ def test_warm_starts_go_along():
         (bg.Spread(Fragile(), n_jobs=2, chunk=2), DIES, Status.FAILED, "died"),
         (bg.Spread(Fragile(), n_jobs=2, chunk=3), RAISES, Status.FAILED, "ZeroDivisionError: on purpose"),
         (bg.Spread(Fragile(), n_jobs=2, chunk=3, time_limit=1.0), RAISES, Status.FAILED, "on purpose"),
-        (bg.Spread(Fragile(), n_jobs=2, chunk=2, time_limit=2.0), HANGS, Status.TIME_LIMIT, "given up"),
+        (bg.Spread(Fragile(), n_jobs=2, chunk=1, time_limit=10.0), HANGS, Status.TIME_LIMIT, "given up"),
+        pytest.param(
+            bg.Spread(Fragile(), n_jobs=2, chunk=2, time_limit=10.0),
+            HANGS,
+            Status.TIME_LIMIT,
+            "given up",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_bad_items_take_no_other_with_them(solver, bad, status, cause, monkeypatch):
-    monkeypatch.setattr(processes, "GRACE", 12.0)
+    monkeypatch.setattr(processes, "GRACE", 25.0)
     said = [5.0, 6.0, bad, 7.0, 8.0]
     found = solutions(solver, said)
     expected = solutions(RELAXED, [s for s in said if s != bad])
