@@ -261,6 +261,47 @@ def test_tolls_without_ceilings_on_forty_routes(capfd):
     assert capfd.readouterr() == ("", "")
 
 
+def open_program(seed, box=None):
+    """An indefinite leader whose variables have few bounds, so that about half of these programs have no optimum."""
+    rng = np.random.default_rng(seed)
+    n, m, k = [(1, 1, 2), (1, 2, 3), (2, 2, 3)][seed % 3]
+    x, y = cp.Variable(n, name="x"), cp.Variable(m, name="y")
+    A, B, b = rng.integers(-2, 3, (k, m)), rng.integers(-1, 2, (k, n)), rng.integers(0, 4, k)
+    C, c = rng.integers(-1, 2, (m, n)), rng.integers(-2, 3, m)
+    M, D, E = rng.integers(-1, 2, (n, m)), rng.integers(-1, 3, n), rng.integers(-1, 3, m)
+    goal = sum(float(M[i, j]) * x[i] * y[j] for i in range(n) for j in range(m)) + rng.integers(-2, 3, n) @ x
+    goal += sum(float(d) * cp.square(v) for d, v in [*zip(D, x, strict=True), *zip(E, y, strict=True)])
+    above = ([x[0] >= -2] if rng.random() < 0.5 else []) + ([x <= box, x >= -box] if box else [])
+    lower = cp.Problem(cp.Minimize(cp.sum_squares(y) + (C @ x + c) @ y), [A @ y + B @ x <= b])
+    return bg.bilevel(cp.Problem(cp.Minimize(goal), above), lower, responds=[y])
+
+
+def check_open(seed):
+    """No claim of an optimum where there is none, nor of none where there is one; whether there was a claim."""
+    near, far = (best_face(open_program(seed, box)) for box in (100.0, 1000.0))
+    endless = far < near - 1e-3 * (1 + abs(near))
+    solution = open_program(seed).solve(solver=bg.Global(time_limit=5))
+    where = (seed, solution.status, solution.value, near, far)
+    if solution.status is bg.Status.GLOBAL:
+        assert not endless, where
+        assert solution.value == pytest.approx(far, rel=1e-5, abs=1e-5), where
+    elif solution.status is bg.Status.UNBOUNDED_UPPER:
+        assert endless, where
+    if solution.stats.bound is not None:
+        assert solution.stats.bound <= far + 1e-5 * (1 + abs(far)), where
+    return solution.status in (bg.Status.GLOBAL, bg.Status.UNBOUNDED_UPPER)
+
+
+def test_no_false_claims_where_nothing_is_bounded():
+    assert sum(check_open(seed) for seed in (0, 1, 3, 4, 22, 55)) >= 4
+
+
+@pytest.mark.slow
+def test_no_false_claims_on_many_programs_where_nothing_is_bounded():
+    for seed in range(60):
+        check_open(seed)
+
+
 def hard_program():
     rng = np.random.default_rng(3)
     x, y = cp.Variable(5, name="x"), cp.Variable(8, name="y")

@@ -35,6 +35,8 @@ POLISH = 1.0
 """Seconds that an exact solve of a given piece may take beyond the time limit; milliseconds, as a rule."""
 PREPARATION = 60.0
 """Seconds, at most, for bounds on unknowns; a quarter of the time limit."""
+BELOW = 1e-2
+"""How far below the local search's bound, relatively, SCIP looks: its proof must not rest on that bound."""
 PATIENCE = 10.0
 """Seconds for finding out whether the objective falls without limit, and for a search without proof if that fails."""
 
@@ -133,7 +135,8 @@ class _Item:
         if fate is UNBOUNDED:
             return Verdict(Status.UNBOUNDED_UPPER)
         gap, seconds = self.solver.gap / 2, self.left if fate is BOUNDED else short
-        found = sos.minimise(program, self.start(best), floor=floor, gap=(gap, gap / self.upper), seconds=seconds)
+        base = floor - BELOW * (1 + abs(floor))
+        found = sos.minimise(program, self.start(best), floor=base, gap=(gap, gap / self.upper), seconds=seconds)
         if found.status == sos.INFEASIBLE and best.w is None:
             found = sos.minimise(program, seconds=self.left, tolerance=sos.LENIENT)
             if found.status == sos.INFEASIBLE:
