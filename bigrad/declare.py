@@ -28,7 +28,8 @@ def bilevel(upper: cp.Problem, lower: cp.Problem, responds: Sequence[cp.Variable
 
     The lower level must be convex in the follower's variables and reduce to linear constraints with a convex quadratic
     objective, and be DPP once the leader's variables are taken as parameters. The upper level may be anything smooth,
-    or convex. Raises DeclarationError, with what to change, for a declaration that cannot mean what it says.
+    or convex. Where the leader minimises what the follower maximises, convex and concave, the program is recognised as a
+    zero-sum game (bigrad.Saddle), and the follower's problem may need cones. Raises DeclarationError, with what to change, for a declaration that cannot mean what it says.
     """
     import cvxpy as cp
 
@@ -58,7 +59,8 @@ def argmin(problem: cp.Problem) -> Program:
         min over y of f(y)  subject to the constraints of `problem`
 
     problem: Minimize or Maximize, in all its variables; its Parameters are the program's inputs, and must enter it
-    affinely (DPP). A convex problem is solved to a proven optimum; a problem that is merely smooth, to a local one.
+    affinely (DPP). A convex problem, whatever cones it needs, is solved to a proven optimum; one that is merely smooth,
+    to a local one. The constraints' dual variables are outputs too.
     Raises DeclarationError, with what to change, for a problem that cannot be taken.
     """
     import cvxpy as cp
