@@ -26,10 +26,11 @@ def bilevel(upper: cp.Problem, lower: cp.Problem, responds: Sequence[cp.Variable
     indifferent, its answer is the one that the leader likes best (the optimistic convention). Terms of the lower
     objective that the follower cannot influence do not matter and may be of any form.
 
-    The lower level must be convex in the follower's variables and reduce to linear constraints with a convex quadratic
-    objective, and be DPP once the leader's variables are taken as parameters. The upper level may be anything smooth,
-    or convex. Where the leader minimises what the follower maximises, convex and concave, the program is recognised as a
-    zero-sum game (bigrad.Saddle), and the follower's problem may need cones. Raises DeclarationError, with what to change, for a declaration that cannot mean what it says.
+    The lower level must be convex in the follower's variables and reduce to linear constraints with a convex
+    quadratic objective, and be DPP once the leader's variables are taken as parameters. The upper level may be
+    anything smooth, or convex. Where the leader minimises what the follower maximises, convex and concave, the
+    program is recognised as a zero-sum game (bigrad.Saddle), and the follower's problem may need cones. Raises
+    DeclarationError, with what to change, for a declaration that cannot mean what it says.
     """
     import cvxpy as cp
 
