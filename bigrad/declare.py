@@ -30,10 +30,11 @@ def bilevel(
     indifferent, its answer is the one that the leader likes best (the optimistic convention). Terms of the lower
     objective that the follower cannot influence do not matter and may be of any form.
 
-    The lower level must be convex in the follower's variables, made of linear, second-order, exponential, power and
-    semidefinite cones with a convex quadratic objective (nearly every convex atom is), and be DPP once the leader's variables are taken as
-    parameters. The upper level may be anything smooth,
-    or convex. Raises DeclarationError, with what to change, for a declaration that cannot mean what it says.
+    The lower level must be convex in the follower's variables: a convex quadratic objective with linear, second-order,
+    exponential, power and semidefinite cones, as nearly every convex atom is. Functions of the leader's variables and of
+    Parameters may stand in it as data. The upper level may be anything smooth, or convex. Where the leader minimises what
+    the follower maximises, convex and concave, the program is recognised as a zero-sum game (bigrad.Saddle). Raises
+    DeclarationError, with what to change, for a declaration that cannot mean what it says.
 
     Prices: the upper problem may mention `c.dual_variables[0]` of any equality or inequality c of the lower problem that
     involves the follower. Where the follower's dual solution is not unique, the leader picks among them too.
@@ -103,8 +104,9 @@ def argmin(problem: cp.Problem) -> Program:
 
         min over y of f(y)  subject to the constraints of `problem`
 
-    problem: Minimize or Maximize, in all its variables; its Parameters are the program's inputs. A convex problem is
-    solved to a proven optimum; a problem that is merely smooth, to a local one.
+    problem: Minimize or Maximize, in all its variables; its Parameters are the program's inputs. A convex problem,
+    whatever cones it needs, is solved to a proven optimum; one that is merely smooth, to a local one. The constraints'
+    dual variables are outputs too.
     Raises DeclarationError, with what to change, for a problem that cannot be taken.
     """
     import cvxpy as cp

@@ -25,6 +25,8 @@ DENSE = 250
 """Unknowns up to which a dense factorisation is faster than a sparse one."""
 SINGULAR = 1e-11
 """A direction that the matrix, rows and columns of size one, shortens by this factor counts as lost."""
+SHIFT = 1e-8
+"""Added to the diagonal of a singular matrix, rows and columns of size one."""
 LARGEST = 3000
 """Unknowns up to which a singular system is solved by an orthogonal factorisation."""
 FINE = 1e-13
@@ -91,7 +93,7 @@ class Conic(NamedTuple):
         n, singular = len(u), False
         gap = self.residual(u, lam)
         for _ in range(steps):
-            step, singular = solve(self.jacobian(self.slope(u, lam)), -gap)
+            step, singular = solve(self.jacobian(self.slope(u, lam)), -gap, rough=True)
             after = u + step[:n], lam + step[n:]
             left = self.residual(*after)
             if not np.isfinite(left).all() or np.linalg.norm(left) >= np.linalg.norm(gap):
@@ -102,9 +104,9 @@ class Conic(NamedTuple):
         return u, lam, gap, singular
 
 
-def solve(matrix: Matrix, rhs: np.ndarray) -> tuple[np.ndarray, bool]:
+def solve(matrix: Matrix, rhs: np.ndarray, *, rough: bool = False) -> tuple[np.ndarray, bool]:
     """Solve a square system: (solution, singular). A singular one gets the least-squares solution of least norm, rows and
-    columns balanced.
+    columns balanced; rough: that of a slightly regularised system will do, as it does for a step that is checked.
     """
     size = len(rhs)
     if not size:
@@ -118,6 +120,11 @@ def solve(matrix: Matrix, rhs: np.ndarray) -> tuple[np.ndarray, bool]:
     found = _factorised(even, target)
     if found is not None:
         return found * right, False
+    if rough:
+        shift = sp.eye_array(size, format="csc") if sp.issparse(even) else np.eye(size)
+        found = _factorised(even + SHIFT * shift, target)
+        if found is not None:
+            return found * right, True
     if size <= LARGEST:
         from scipy.linalg import lstsq
 
