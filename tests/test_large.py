@@ -126,6 +126,30 @@ def test_textbook_programs_claim_nothing_false(all_large):
     assert right >= 0.75 * len(LINEAR)
 
 
+def test_toll_grids_are_networks_and_their_users_are_in_equilibrium():
+    net, again, other = toll_grid(5, seed=1), toll_grid(5, seed=1), toll_grid(5, seed=2)
+    np.testing.assert_array_equal(net.cost, again.cost)
+    assert not np.array_equal(net.cost, other.cost)
+    assert len(net.tail) == 4 * 5 * 4
+    assert abs(net.supply.sum()) < 1e-12
+    assert not np.asarray(net.incidence.sum(axis=0)).any()
+    assert (abs(net.tail - net.head) % 4 == 1).all()  # neighbours: 1 or 5 apart
+    upper, lower, tolls, flow, cost, load = net.program_parts()
+    bg.bilevel(upper, lower, responds=[flow]).solve({cost: net.cost, load: 2.0})
+    price = net.cost + net.slope * flow.value
+    price[net.tolled] += tolls.value
+    np.testing.assert_allclose(net.incidence @ flow.value, 2 * net.supply, atol=1e-8)
+    distance = np.full((25, 25), np.inf)
+    distance[net.tail, net.head] = price
+    for k in range(25):
+        distance = np.minimum(distance, distance[:, [k]] + distance[[k]])
+    used = flow.value > 1e-6
+    np.testing.assert_allclose(price[used], distance[net.tail, net.head][used], atol=1e-6)
+    for wrong in ({"side": 1}, {"side": 3, "share": 0.0}):
+        with pytest.raises(ValueError, match="toll_grid"):
+            toll_grid(**wrong)
+
+
 def test_small_grids_agree_with_the_other_solvers():
     program, made = tolls(4)
     theirs = program.solve(made.values, solver=bg.Relaxation(starts=16))
