@@ -251,7 +251,7 @@ class _Search:
             after = stages.relaxed(state, self.steps[k] * wider)
             self.iterations += after.iterations
             if after.status not in (uno.SUCCESS, uno.STALLED, uno.LIMIT):
-                self.endings.add(after.status)
+                self.endings.add(self._ending(after))
                 return
             state, v = after, answer(stages.system, after.X[: stages.n])
 
@@ -310,9 +310,13 @@ class _Search:
     def _piece(self, state: State, tight: np.ndarray) -> State | None:
         found = self.stages.piece(state, tight)
         self.iterations += found.iterations
-        runaway = found.status == uno.UNBOUNDED and not self.stages.feasible(found)
-        self.endings.add(uno.BROKEN if runaway else found.status)
+        self.endings.add(self._ending(found))
         return found if found.status in (uno.SUCCESS, uno.STALLED) else None
+
+    def _ending(self, state: State) -> str:
+        """How a stage ended; unbounded only if a feasible point with a low objective or far variables shows it."""
+        runaway = state.status == uno.UNBOUNDED and not (self.stages.feasible(state) and self.stages.far(state))
+        return uno.BROKEN if runaway else state.status
 
     def _wrong(self, state: State, tight: np.ndarray) -> np.ndarray:
         """How strongly each biactive pair's other multiplier asks to cross to the other side; 0 where it does not."""

@@ -31,6 +31,8 @@ SWEEPS, STILL = 30, 1e-6
 """Most rounds of answers to each other's constraints, and the relative change below which they have settled."""
 CURVED = 100
 """Most iterations of a stage with cones: those that begin in the right charts end after a few."""
+FAR = 1e7
+"""An objective below minus this, or a variable of such a size, has run away."""
 Places = tuple[np.ndarray, np.ndarray]
 
 
@@ -214,6 +216,13 @@ class Stages:
         if not at_end.any() or np.array_equal(moved[blocks.chart], v[blocks.chart]):
             return None
         return self.start(moved)
+
+    def far(self, state: State) -> bool:
+        """Whether the objective, or variables that it may depend on, have run away; multipliers that do so alone say only
+        that the follower has none.
+        """
+        size = self.n if self.system.priced else self.layout.x + self.layout.y + getattr(self.layout, "extra", 0)
+        return bool(state.F < -FAR or abs(state.X[:size]).max(initial=0.0) > FAR)
 
     def relaxed(self, state: State, t: float) -> State:
         """All products lam_i s_i at most t."""

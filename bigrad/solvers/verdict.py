@@ -72,7 +72,7 @@ def conclude(stages: Stages, search: Found, top: State, bound: float, starts: in
     """The verdict on a search. top: the optimum of the high-point relaxation; convex: that is a convex program."""
     system = stages.system
     blank = Verdict(Status.FAILED, bound=bound, starts=starts, iterations=search.iterations)
-    if uno.UNBOUNDED in search.endings:
+    if uno.UNBOUNDED in search.endings and bound == -np.inf:
         return blank._replace(status=Status.UNBOUNDED_UPPER)
     if search.best is None:
         if search.late:
