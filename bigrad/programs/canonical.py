@@ -17,6 +17,7 @@ from typing import Any
 import cvxpy as cp
 import numpy as np
 import scipy.sparse as sp
+from cvxpy.atoms.quad_form import QuadForm, SymbolicQuadForm
 from cvxpy.lin_ops import CONSTANT_ID
 from cvxpy.reductions.dcp2cone.cone_matrix_stuffing import ConeMatrixStuffing, ParamConeProg
 from cvxpy.settings import COO_CANON_BACKEND, DPP_PARAM_THRESHOLD
@@ -124,10 +125,10 @@ class _Stuffing(ConeMatrixStuffing):
 
     def stuffed_objective(self, problem: cp.Problem, extractor: CoeffExtractor) -> tuple[Any, ...]:
         parts = expressions.terms(problem.objective.expr)
-        affine = [t for t in parts if t.is_affine()]
+        affine = [t for t in parts if _straight(t)]
         if not affine or not all(t.is_scalar() for t in parts):
             return super().stuffed_objective(problem, extractor)
-        curved = sum((t for t in parts if not t.is_affine()), cp.Constant(0.0))
+        curved = sum((t for t in parts if not _straight(t)), cp.Constant(0.0))
         linear, size = extractor.affine(sum(affine)), extractor.x_length
         own, narrow = curved.parameters(), copy(extractor)
         places = np.cumsum([0, *(p.size for p in own)])
@@ -139,6 +140,11 @@ class _Stuffing(ConeMatrixStuffing):
         columns = [extractor.param_id_map[p.id] + np.arange(p.size) for p in own]
         wide = np.concatenate([*columns, [extractor.param_id_map[CONSTANT_ID]]]).astype(int)
         return _widened(P, wide, linear.shape[1]), linear + _widened(q, wide, linear.shape[1]), x
+
+
+def _straight(term: cp.Expression) -> bool:
+    """Whether a term has no square in it, not even one multiplied by zero."""
+    return term.is_affine() and not {QuadForm, SymbolicQuadForm} & set(term.atoms())
 
 
 def _widened(tensor: sp.spmatrix, columns: np.ndarray, width: int) -> sp.csc_array:
