@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import cvxpy as cp
+from cvxpy.atoms.affine.binary_operators import DivExpression
+from cvxpy.atoms.quad_over_lin import quad_over_lin
 from cvxpy.utilities import scopes
 
 from bigrad.programs import expressions
@@ -80,3 +82,30 @@ def check_upper(objective: cp.Expression, above: list[cp.Constraint], convex: bo
 
 def _roots(piece: Any) -> list[cp.Expression]:
     return [piece] if isinstance(piece, cp.Expression) else piece.args
+
+
+def not_smooth(piece: Any) -> Any:
+    """The first deepest subexpression that breaks the DNLP rules while its arguments keep them."""
+    for arg in piece.args:
+        if not arg.is_dnlp():
+            return not_smooth(arg)
+    return piece
+
+
+def beyond_affine(piece: Any) -> Iterator[tuple[Any, str]]:
+    """Subexpressions in which a parameter enters other than affinely, with what to do about each."""
+    if not piece.parameters():
+        return
+    if isinstance(piece, cp.Expression) and not piece.variables():
+        with scopes.dpp_scope():
+            if not piece.is_affine():
+                yield piece, "Make it one parameter."
+        return
+    if isinstance(piece, DivExpression | quad_over_lin) and piece.args[1].parameters():
+        yield piece, "Multiply by a parameter that holds the inverse instead of dividing by one."
+    for name in ("M", "p"):
+        setting = getattr(piece, name, None)
+        if isinstance(setting, cp.Expression) and setting.parameters():
+            yield piece, f"Its {'threshold' if name == 'M' else 'power'} must be a number."
+    for arg in piece.args:
+        yield from beyond_affine(arg)

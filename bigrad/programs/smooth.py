@@ -28,14 +28,12 @@ from typing import Any
 
 import cvxpy as cp
 import numpy as np
-from cvxpy.atoms.affine.binary_operators import DivExpression
-from cvxpy.atoms.quad_over_lin import quad_over_lin
 from cvxpy.reductions.dcp2cone.cone_matrix_stuffing import ParamConeProg
-from cvxpy.utilities import scopes
 
 from bigrad.linear import solve_free
 from bigrad.programs.bilinear import Bilinear, entries
 from bigrad.programs.blocks import Blocks
+from bigrad.programs.checks import beyond_affine, not_smooth
 from bigrad.programs.conic import Conic, conic
 from bigrad.programs.engine import EQUALITIES, INEQUALITIES, Canonical, Engine, bounds, canonicalise
 from bigrad.programs.system import Compiled, Layout, System
@@ -82,13 +80,13 @@ class Smooth:
                     "Write it with norms or squares."
                 )
             if not (piece.is_linearizable_convex() if isinstance(piece, cp.Expression) else piece.is_dnlp()):
-                culprit = _culprit(piece)
+                culprit = not_smooth(piece)
                 raise DeclarationError(
                     f"{lead}, and the {what} {piece} breaks CVXPY's rules for nonlinear programs (DNLP) at {culprit}: "
                     "a kink may stand only where a better objective straightens it, like max in a cost. Use a smooth "
                     "expression there, or a variable with constraints."
                 )
-            for bad, advice in _beyond_affine(piece):
+            for bad, advice in beyond_affine(piece):
                 raise DeclarationError(
                     f"{lead}, and parameters must enter affinely: in the {what} {piece}, look at {bad}. {advice}"
                 )
@@ -323,11 +321,10 @@ class Smooth:
     ) -> tuple[tuple[np.ndarray, ...], bool]:
         """Gradients of cotangent'z with respect to each flat parameter, and whether they do not exist.
 
-        w and free: one row of an Outcome. cotangent: over the first entries of w. wanted: which parameters need a gradient (default: all);
-        the others get none of the upper level's. One symmetric solve with the KKT matrix, the unknowns that are not
-        `free` held at zero. Where that matrix is singular and the cotangent outside its range there is no gradient,
-        and the minimum-norm choice is returned. Wanted parameters of the upper level become unknowns of the engine;
-        matrices of some thousand entries make that slow, those of the lower level cost nothing.
+        w and free: one row of an Outcome. cotangent: over the first entries of w. wanted: which parameters need a gradient
+        (default: all); the others get none of the upper level's. One symmetric solve with the KKT matrix, the unknowns
+        that are not `free` held at zero; where it has none, the minimum-norm choice is returned. Wanted parameters of the
+        upper level become unknowns of the engine; matrices of some thousand entries make that slow.
         """
         n, chosen = self.layout.primal, tuple(wanted or [True] * len(self.parameters))
         rhs = np.zeros(len(w))
@@ -373,30 +370,3 @@ def _adjoint_sparse(system: System, w: np.ndarray, free: np.ndarray, rhs: np.nda
     """The same by one sparse factorisation."""
     solved = solve_sparse(system.sparse(w), free, rhs)
     return solved.u, solved.lost > LOST
-
-
-def _culprit(piece: Any) -> Any:
-    """The first deepest subexpression that breaks the DNLP rules while its arguments keep them."""
-    for arg in piece.args:
-        if not arg.is_dnlp():
-            return _culprit(arg)
-    return piece
-
-
-def _beyond_affine(piece: Any) -> Iterator[tuple[Any, str]]:
-    """Subexpressions in which a parameter enters other than affinely, with what to do about each."""
-    if not piece.parameters():
-        return
-    if isinstance(piece, cp.Expression) and not piece.variables():
-        with scopes.dpp_scope():
-            if not piece.is_affine():
-                yield piece, "Make it one parameter."
-        return
-    if isinstance(piece, DivExpression | quad_over_lin) and piece.args[1].parameters():
-        yield piece, "Multiply by a parameter that holds the inverse instead of dividing by one."
-    for name in ("M", "p"):
-        setting = getattr(piece, name, None)
-        if isinstance(setting, cp.Expression) and setting.parameters():
-            yield piece, f"Its {'threshold' if name == 'M' else 'power'} must be a number."
-    for arg in piece.args:
-        yield from _beyond_affine(arg)

@@ -66,10 +66,10 @@ class Relaxation(AbstractSolver):
         """
         if refusal := whole_numbers("Relaxation", program):
             return refusal
-        if program.quadratic is None and (size := program.layout.blocks[-1].stop) > LARGEST:
-            return f"Relaxation() holds matrices of all {size} unknowns and multipliers; it takes up to {LARGEST}. Use Sparse()."
         if isinstance(program.smooth, Smooth):
-            return None
+            size = 0 if program.quadratic else program.layout.blocks[-1].stop
+            held = f"Relaxation() holds matrices of all {size} unknowns and multipliers; it takes up to {LARGEST}. Use Sparse()."
+            return held if size > LARGEST else None
         if program.saddle is not None:
             return f"Relaxation() needs a lower level with linear constraints, but: {program.why_not_quadratic}. Use Saddle()."
         return "Relaxation() needs smooth functions, but this convex program has one level and needs cones. Use Interior()."

@@ -143,7 +143,7 @@ class QuadraticSystem:
         d, x, at = self.data, v[: self.layout.x], self.layout.x + np.arange(self.layout.y)
         P, N = apart(d.P, self.own)
         none = np.zeros((0, self.layout.y))
-        return Follower(P, d.C @ x + d.p, -d.A, d.b - d.B @ x, d.H, d.K @ x - d.h, at, none, none[:, 0], NO_BLOCKS, N)
+        return Follower(P, d.C @ x + d.p, -d.A, d.b - d.B @ x, d.H, d.K @ x - d.h, at, none, np.zeros(0), NO_BLOCKS, N)
 
 
 class State(NamedTuple):
