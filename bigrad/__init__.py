@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     )
     from bigrad.solvers.active_set import ActiveSet
     from bigrad.solvers.certificate import Global
+    from bigrad.solvers.formula import Formula
     from bigrad.solvers.interior import Interior
     from bigrad.solvers.mehrotra import Mehrotra
     from bigrad.solvers.pieces import Pieces
@@ -51,6 +52,7 @@ _HOMES = {
     "BigradError": "solution",
     "CapabilityError": "solution",
     "DeclarationError": "solution",
+    "Formula": "solvers.formula",
     "Global": "solvers.certificate",
     "Implicit": "gradients.implicit",
     "InputError": "solution",
@@ -81,6 +83,7 @@ __all__ = [
     "BigradError",
     "CapabilityError",
     "DeclarationError",
+    "Formula",
     "Global",
     "Implicit",
     "InputError",

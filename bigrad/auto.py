@@ -27,7 +27,8 @@ FEW_PAIRS = 16
 @dataclass(frozen=True)
 class Auto(AbstractSolver, AbstractGradient):
     """Chooses by the program: Global where the leader has integer variables; Saddle for a convex-concave zero-sum game;
-    for one level, ActiveSet for a convex quadratic program and Interior for one with cones; for two, Sparse for a large
+    for one level, ActiveSet for a convex quadratic program Formula for the projection onto a ball and Interior for
+    other cones; for two, Sparse for a large
     one, Pieces under a convex quadratic upper level; Relaxation for any other; Implicit for the gradient.
 
     `program.explain()` and `layer.explain()` print the choice and its reason.
@@ -43,6 +44,7 @@ class Auto(AbstractSolver, AbstractGradient):
         """The solver that fits, and why."""
         from bigrad.solvers.active_set import ActiveSet
         from bigrad.solvers.certificate import Global
+        from bigrad.solvers.formula import Formula
         from bigrad.solvers.interior import Interior
         from bigrad.solvers.pieces import Pieces
         from bigrad.solvers.relaxation import Relaxation
@@ -53,6 +55,8 @@ class Auto(AbstractSolver, AbstractGradient):
             return Global(), f"The leader has integer variables. {Global().choose(program)[1]}"
         if program.saddle is not None:
             return Saddle().choose(program)
+        if Formula().accepts(program) is None:
+            return Formula().choose(program)
         if Interior().accepts(program) is None:
             return Interior().choose(program)
         large = program.quadratic is None and program.smooth.layout.primal > LARGE

@@ -169,6 +169,73 @@ def test_refusals(problem, message):
         bg.argmin(problem())
 
 
+BALLS = {
+    "a norm": lambda y, a, r: cp.norm(2 * (y - a)) <= r + 0.1,
+    "a norm, the other way round": lambda y, a, r: 2 * r >= cp.norm(a - y),
+    "a square": lambda y, a, r: cp.sum_squares(y - a) <= r,
+}
+
+
+@pytest.mark.parametrize("name", BALLS)
+def test_balls_agree_with_the_cone_program_and_finite_differences(name):
+    y, p, a = (cp.Variable(4, name="y"), cp.Parameter(4, name="p"), cp.Parameter(4, name="a"))
+    r = cp.Parameter(nonneg=True, name="r")
+    constraint = BALLS[name](y, a, r)
+    program = bg.argmin(cp.Problem(cp.Minimize(cp.sum_squares(y - p) + p @ y), [constraint]))
+    rng = np.random.default_rng(0)
+    inputs = [leaf(rng.standard_normal((8, 4))), leaf(0.3 * rng.standard_normal((8, 4))), leaf(2 * rng.random(8))]
+    found = {}
+    for solver in (None, bg.Interior()):
+        layer = bg.Layer(program, [p, a, r], [y, constraint.dual_variables[0]], solver=solver)
+        found[solver] = [v.detach().numpy() for v in layer(*inputs)]
+        assert {s.stats.solver for s in layer.solve(*inputs)} == {"Interior" if solver else "Formula"}
+        assert torch.autograd.gradcheck(lambda *v, layer=layer: layer(*v), inputs, atol=1e-5)
+    for ours, other in zip(*found.values(), strict=True):
+        np.testing.assert_allclose(ours, other, atol=1e-8)
+    assert (found[None][1] > 0).any()
+    assert (found[None][1] == 0).any()
+    verified = bg.Layer(program, [p, a, r], [y]).solve(*inputs, verify=True)
+    assert max(abs(s.stats.follower_gap) for s in verified) < 1e-7
+
+
+def test_balls_that_are_empty_or_a_point():
+    y, p, r = cp.Variable(2, name="y"), cp.Parameter(2, name="p"), cp.Parameter(name="r")
+    P, R = leaf([[3.0, 4.0]] * 4), leaf([1.0, -1.0, 0.0, float("nan")])
+    norm, square = (
+        bg.Layer(bg.argmin(cp.Problem(cp.Minimize(cp.sum_squares(y - p)), [c])), [p, r], [y], on_failure="nan")
+        for c in (cp.norm(y) <= r, cp.sum_squares(y) <= r)
+    )
+    for layer in (norm, square):
+        assert [s.status.name for s in layer.solve(P, R)] == ["GLOBAL", "INFEASIBLE_UPPER", "GLOBAL", "INVALID_INPUT"]
+        np.testing.assert_allclose(layer(P, R)[0][[0, 2]].detach(), [[0.6, 0.8], [0.0, 0.0]], atol=1e-12)
+    (gradient,) = torch.autograd.grad(norm(P, R)[0][[0, 2]].sum(), [R])
+    np.testing.assert_allclose(gradient, [1.4, 0.0, 1.4, 0.0], atol=1e-12)
+    with pytest.warns(bg.SingularWarning, match=r"items \[2\]"):  # the square has no multiplier at a point
+        square(P, R)[0][[0, 2]].sum().backward()
+    assert torch.isfinite(R.grad).all()
+    with pytest.raises(NotImplementedError, match="second derivatives"):
+        torch.autograd.grad(norm(P[:1], R[:1])[0].sum(), [P], create_graph=True)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        lambda y: [cp.norm(y) <= 1, y >= 0],
+        lambda y: [cp.norm(cp.multiply([1.0, 2.0, 3.0], y)) <= 1],
+        lambda y: [cp.norm(y[:2]) <= 1],
+        lambda y: [cp.norm(y, 1.5) <= 1],
+        lambda y: [cp.norm(y) <= 1 + y[0]],
+    ],
+)
+def test_what_is_no_ball_goes_to_interior(rows):
+    y = cp.Variable(3, name="y")
+    problem = cp.Problem(cp.Minimize(cp.sum_squares(y - [1.0, 2.0, 3.0])), rows(y))
+    solution = bg.argmin(problem).solve(verify=True)
+    assert solution.stats.solver == "Interior"
+    assert solution.status is bg.Status.GLOBAL
+    assert abs(solution.stats.follower_gap) < 1e-7
+
+
 def test_active_set_refuses_two_levels():
     x, y = cp.Variable(name="x"), cp.Variable(name="y")
     program = bg.bilevel(

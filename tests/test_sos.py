@@ -445,7 +445,7 @@ def test_the_gradient_at_integers_is_that_of_the_continuous_part():
 def test_every_solver_takes_integers_or_refuses_by_name():
     program = declared(*CASES["an integer"][:-1])
     assert program.integers == (0,)
-    takers = {"Auto", "Global"}
+    takers = {"Auto", "Global", "Spread"}
     assert {bg.Pieces, bg.Relaxation} <= set(AbstractSolver.__subclasses__())
     ours = [s for s in AbstractSolver.__subclasses__() if s.__module__.startswith("bigrad")]
     for solver in (s for s in ours if s.__name__ not in takers):

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -58,6 +58,8 @@ class Implicit(AbstractGradient):
 
         ok = torch.as_tensor(outcome.ok, device=cotangent.device)
         cotangent = torch.where(ok[:, None], cotangent, 0.0)
+        if outcome.smooth and hasattr(program.smooth, "pull"):
+            return _formula(program.smooth, outcome, theta, wanted, cotangent)
         if outcome.smooth:
             return _smooth(program, outcome, theta, wanted, cotangent)
         if torch.is_grad_enabled():  # a second derivative is wanted: follow the solve itself
@@ -145,6 +147,22 @@ def _block(data: Data, sizes: Sizes, units: Array, free: Array, goal: Array) -> 
         return adjoint, singular
     gap = abs((mv(matrix, adjoint) - goal) * free).sum(-1)
     return adjoint, singular & (gap > 1e-6 * abs(goal).sum(-1))
+
+
+def _formula(
+    form: Any, outcome: Outcome, theta: tuple[Tensor, ...], wanted: tuple[bool, ...], cotangent: Tensor
+) -> tuple[Tensor | None, ...]:
+    """The same for a form that knows its own derivative."""
+    import torch
+
+    if torch.is_grad_enabled():
+        raise NotImplementedError("A projection onto a ball has no second derivatives here. Use first ones.")
+    if (lost := np.flatnonzero(outcome.ok & outcome.singular)).size:
+        warnings.warn(_message(lost.tolist()), SingularWarning, stacklevel=2)
+    inputs = tuple(torch.where(torch.isfinite(t), t, 0.0).detach().cpu().numpy() for t in theta)
+    ok = (outcome.ok & ~outcome.singular)[:, None]
+    grads = form.pull(inputs, np.where(ok, cotangent.cpu().numpy(), 0.0), ok[:, 0], wanted)
+    return tuple(None if g is None else torch.as_tensor(g, device=cotangent.device) for g in grads)
 
 
 def _smooth(

@@ -16,6 +16,7 @@ from cvxpy.atoms.affine.wraps import nsd_wrap, symmetric_wrap
 from bigrad.program import Input, Program, Solver, Unknown
 from bigrad.programs import canonical
 from bigrad.programs.assemble import assemble
+from bigrad.programs.ball import Ball
 from bigrad.programs.canonical import Level
 from bigrad.programs.convex import Convex
 from bigrad.programs.cvxpy import renumber, unknowns, upper_level
@@ -115,7 +116,7 @@ def declare(problem: cp.Problem, default: Solver, parameters: Sequence[cp.Parame
         )
         if maps is None:
             smooth.check(reason)
-    return Program(
+    program = Program(
         inputs=tuple(Input(p, p.name(), p.shape, declared_sign(p)) for p in extract.parameters),
         unknowns=variables,
         derived=extract.derived(),
@@ -129,6 +130,11 @@ def declare(problem: cp.Problem, default: Solver, parameters: Sequence[cp.Parame
         rebuild=(_reload, (problem.objective, problem.constraints, default)),
         duals=duals,
     )
+    if isinstance(smooth, Convex) and (ball := Ball.of(objective, above, roles, source.plain, program)):
+        n = ball.layout.x
+        own = [_price(problem.constraints[0].dual_variables[0], sp.csr_array(([1.0], ([0], [n])), shape=(1, n + 1)))]
+        return replace(program, smooth=ball, unknowns=unknowns(roles, ball.maps), duals=tuple(own))
+    return program
 
 
 def _dressed(variable: cp.Variable, copy: cp.Variable) -> cp.Expression:

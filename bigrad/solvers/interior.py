@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +18,7 @@ import scipy.sparse as sp
 
 from bigrad.parallel import thread_map
 from bigrad.program import Program
+from bigrad.programs.ball import Ball
 from bigrad.programs.convex import Convex
 from bigrad.programs.newton import Conic
 from bigrad.solution import Outcome, Point, Status
@@ -61,7 +62,7 @@ class Interior(AbstractSolver):
 
     def accepts(self, program: Program) -> str | None:
         """Refuses programs without the cone form."""
-        if isinstance(program.smooth, Convex):
+        if isinstance(program.smooth, Convex | Ball):
             return None
         return "Interior() needs a convex program of one level that is not quadratic. Use Auto(), which finds a solver that fits."
 
@@ -73,6 +74,8 @@ class Interior(AbstractSolver):
         self, program: Program, theta: tuple[np.ndarray, ...], warm_start: Sequence[Point | None] | None = None
     ) -> Outcome:
         """Solve a batch; see AbstractSolver.solve."""
+        if isinstance(program.smooth, Ball):
+            return replace(self.solve(program.smooth.general, theta), form=program.smooth.general)
         batch, form = batch_size(theta), program.smooth
         invalid = program.invalid(theta, batch)
 
