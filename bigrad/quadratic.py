@@ -148,6 +148,10 @@ class Maps:
         square[own, own], pick[own, np.arange(len(own))] = weight, 1.0
         return replace(self, Q=self.Q.plus(square), c=self.c.plus(np.zeros(len(pick)), {k: sp.csr_array(pick)}))
 
+    def weight(self, theta: tuple[Array, ...]) -> Array:
+        """The weight by which l enters the linear term of the upper objective."""
+        return self._bent(theta, "Q", "T")[1]
+
     def hessian(self, theta: tuple[Array, ...]) -> Array:
         """Q alone."""
         return self._bent(theta, "Q", "T")[0]

@@ -40,12 +40,14 @@ def pull(maps: Maps, theta: Sequence[Array], w: Array, a: Array, wanted: Sequenc
         (maps.A, [(kappa, dy), (dlam, sigma), (lam, dsigma), (dkappa, y)]),
         (maps.H, [(eta, dy), (dnu, sigma), (nu, dsigma), (deta, y)]),
     ]
-    if _moves(maps.Q, maps.c, maps.T, maps.l):
+    if _moves(maps.Q, maps.T):
         n, Q = z.shape[-1], maps.Q(theta)
         u, du = lifted(maps.T, z, maps.l(theta)), lifted(maps.T, dz)
         slope, bend = (mv(Q, u) + maps.c(theta))[..., n:], mv(Q, du)[..., n:]
         vectors += [(maps.c, du), (maps.l, bend)]
         outers += [(maps.Q, [(du, u)]), (maps.T, [(slope, dz), (bend, z)])]
+    elif _moves(maps.c, maps.l):
+        vectors += [(maps.c, lifted(maps.T, dz)), (maps.l, mv(maps.weight(tuple(theta)).mT, dz))]
     if _moves(maps.P, maps.p, maps.U, maps.m):
         n, P, V, W = y.shape[-1], maps.P(theta), maps.V(theta), maps.W(theta)
         u, du = lifted(maps.U, y, mv(V, others), maps.m(theta)), lifted(maps.U, dy, mv(V, dothers))

@@ -14,6 +14,11 @@ import numpy as np
 class Status(Enum):
     """How a solve ended. The value is a sentence for a person; `ok` says whether there is a usable point."""
 
+    ok: bool
+
+    def __init__(self, sentence: str):
+        self.ok = self._name_ in ("GLOBAL", "LOCAL", "STATIONARY", "OPEN", "INEXACT")
+
     GLOBAL = "Global optimum: it is proven that no feasible point has a better upper objective."
     LOCAL = "Local optimum: strongly stationary; a better one elsewhere is not excluded."
     STATIONARY = (
@@ -37,11 +42,6 @@ class Status(Enum):
     ITERATION_LIMIT = "The iteration limit was reached before a stationary point; raise max_iterations."
     TIME_LIMIT = "The time limit was reached before a stationary point; raise time_limit."
     FAILED = "The numerical solver broke down on this instance; rescale the data or try another solver."
-
-    @property
-    def ok(self) -> bool:
-        """Whether the Solution holds a bilevel-feasible, stationary point."""
-        return self in (Status.GLOBAL, Status.LOCAL, Status.STATIONARY, Status.OPEN, Status.INEXACT)
 
 
 @dataclass(frozen=True)

@@ -114,19 +114,18 @@ def _units(outcome: Outcome) -> np.ndarray:
 
 def _adjoint(maps: Maps, theta: tuple[Array, ...], outcome: Outcome, ok: Array, cotangent: Array) -> Array:
     """The a of M a = (cotangent, 0), (batch, unknowns), solved in the units in which the program was."""
-    xp, data, free = namespace(cotangent), maps(theta), outcome.free
+    xp, free, n, data = namespace(cotangent), outcome.free, maps.sizes.x, None
     rest = xp.zeros_like(free[:, cotangent.shape[1] :], dtype=cotangent.dtype)
-    goal = xp.concatenate([cotangent, rest], -1)
-    if not maps.sizes.y:
-        factors = outcome.factors
-        if factors is None:
-            root, fine = cholesky(data.Q)
-            factors = Bordered(root, lower_solve(root, stack(data.G, data.E).mT)) if fine.all() else None
-        if factors is not None:
-            n = maps.sizes.x
-            adjoint, singular = factors.solve(free[:, n:], goal[:, :n], goal[:, n:])
-            if not bool((singular & ok).any()):
-                return xp.where(ok[:, None], adjoint, 0.0)
+    goal, factors = xp.concatenate([cotangent, rest], -1), outcome.factors
+    if not maps.sizes.y and factors is None:
+        data = maps(theta)
+        root, fine = cholesky(data.Q)
+        factors = Bordered(root, lower_solve(root, stack(data.G, data.E).mT)) if fine.all() else None
+    if factors is not None:
+        adjoint, singular = factors.solve(free[:, n:], goal[:, :n], goal[:, n:])
+        if not bool((singular & ok).any()):
+            return xp.where(ok[:, None], adjoint, 0.0)
+    data = maps(theta) if data is None else data
     units = xp.ones_like(goal[0]) if outcome.units is None else outcome.units
     goal, found = goal * units, []
     for start in range(0, len(free), BLOCK):

@@ -23,7 +23,7 @@ from bigrad.affine import mv
 from bigrad.linear import Bordered, cholesky, lower_solve
 from bigrad.parallel import single_blas
 from bigrad.program import Program
-from bigrad.quadratic import Data, Maps, Sizes, stack, value
+from bigrad.quadratic import Data, Maps, Sizes, stack
 from bigrad.solution import Outcome, Point, Status
 from bigrad.solvers.active import near_zero
 from bigrad.solvers.base import AbstractSolver, batch_size, whole_numbers
@@ -94,15 +94,18 @@ def settled(data: Data, sizes: Sizes, batch: int, form: Separable | None) -> Out
     c, d = np.broadcast_to(data.c, (batch, n)), np.broadcast_to(ends[..., 0], (batch, ends.shape[-2]))
     factors, w, held, good = _closed(form, c, d, soft) if form else _dense(data.Q, J, c, d, soft)
     z, gamma = w[:, :n], w[:, n : n + soft]
-    gap = d - mv(J, z)
+    if form:
+        gap, curved, pushed = d - (form.J @ z.T).T, form.diagonal * z, (form.J.T @ w[:, n:].T).T
+    else:
+        gap, curved, pushed = d - mv(J, z), mv(data.Q, z), mv(J.mT, w[:, n:])
     slack = gap[:, :soft]
     scale = 1 + np.maximum(abs(c).max(-1, initial=0.0), abs(d).max(-1, initial=0.0))
-    pull = abs(mv(data.Q, z) + c + mv(J.mT, w[:, n:])).max(-1, initial=0.0)
+    pull = abs(curved + c + pushed).max(-1, initial=0.0)
     residual = np.maximum(pull, (-gamma).max(-1, initial=0.0)) / scale
     violation = np.maximum((-slack).max(-1, initial=0.0), abs(gap[:, soft:]).max(-1, initial=0.0)) / scale
     idle = gamma <= near_zero(gamma)
     free = np.concatenate([np.ones((batch, n), bool), held[:, :soft] & ~idle, held[:, soft:]], -1)
-    F, none = value(data, z), np.zeros(batch, int)
+    F, none = ((curved / 2 + c) * z).sum(-1) + data.c0, np.zeros(batch, int)
     good = good & (np.maximum(residual, violation) <= SURE)
     return Outcome(
         solver="ActiveSet",

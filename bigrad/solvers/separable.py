@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy.sparse as sp
 
 ROUNDS = 200
 """Most Newton steps; a dozen is usual."""
@@ -30,7 +31,7 @@ class Separable:
     q: curvatures. own: their places among all variables. high, low: the row of G that bounds each above and below, -1 for
     none. t: the place of the variable of its absolute value, and rise, fall: the two rows of that, -1 for none. slope:
     (rows,), the coefficient in each such row of its variable. coupling: the row of (G; E) that couples, -1 for none; a:
-    its coefficients; soft: whether it is an inequality.
+    its coefficients; soft: whether it is an inequality. J: all rows (G; E); diagonal: of the Hessian, for all variables.
     """
 
     q: np.ndarray
@@ -44,6 +45,8 @@ class Separable:
     a: np.ndarray
     coupling: int
     soft: bool
+    J: sp.csr_array
+    diagonal: np.ndarray
 
     @staticmethod
     def of(Q: np.ndarray, G: np.ndarray, E: np.ndarray) -> Separable | None:
@@ -82,7 +85,9 @@ class Separable:
         a = J[coupling] if len(rest) else np.zeros(n)
         if a[flat].any() or (len(rest) and not a.any()):
             return None
-        return Separable(q[own], own, high, low, t, rise, fall, slope, a[own], coupling, 0 <= coupling < len(G))
+        return Separable(
+            q[own], own, high, low, t, rise, fall, slope, a[own], coupling, 0 <= coupling < len(G), sp.csr_array(J), q
+        )
 
     def optimum(self, c: np.ndarray, d: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(z, multipliers of all rows, solved) for linear terms c (batch, n) and right-hand sides d (batch, rows)."""
@@ -197,44 +202,42 @@ class Separable:
 
         held: bool (batch, rows), goal: (batch, n), rest: (batch, rows). Singular items come out meaningless.
         """
-        none = np.zeros((len(held), 1))
-        on, ends = np.append(held, none, 1) > 0, np.append(rest, none, 1)
-        scale = np.append(self.slope, 1.0)
-        high, low, rise, fall = (on[:, r] for r in (self.high, self.low, self.rise, self.fall))
-        alpha, extra = scale[self.rise], np.append(goal, none, 1)[:, self.t]
-        corner = rise & fall
-        fixed = high | low | corner
-        lone = (self.t >= 0) & ~rise & ~fall
-        singular: Any = ((high & low) | (corner & (high | low)) | lone).any(-1)
-        at = np.where(high, ends[:, self.high] / scale[self.high], ends[:, self.low] / scale[self.low])
-        at = np.where(corner, (ends[:, self.rise] - ends[:, self.fall]) / (2 * alpha), at)
-        target = goal[:, self.own] + alpha * extra * ((rise & ~fall) * 1.0 - (fall & ~rise))
-        weight = np.where(fixed, 0.0, 1 / self.q)
-        u = np.where(fixed, at, target / self.q)
-        kappa = np.zeros(len(held))
+        above, below, bent = (np.flatnonzero(side >= 0) for side in (self.high, self.low, self.t))
+        tops, bottoms, ups, downs = self.high[above], self.low[below], self.rise[bent], self.fall[bent]
+        high, low, rise, fall = (held[:, rows] for rows in (tops, bottoms, ups, downs))
+        fixed, at = np.zeros((len(held), len(self.own)), bool), np.zeros((len(held), len(self.own)))
+        fixed[:, above], at[:, above] = high, np.where(high, rest[:, tops] / self.slope[tops], 0.0)
+        singular: Any = (fixed[:, below] & low).any(-1)
+        at[:, below] = np.where(low, rest[:, bottoms] / self.slope[bottoms], at[:, below])
+        fixed[:, below] |= low
+        target, alpha, extra = goal[:, self.own], self.slope[ups], goal[:, self.t[bent]]
+        if len(bent):
+            corner = rise & fall
+            singular |= ((corner & fixed[:, bent]) | (~rise & ~fall)).any(-1)
+            at[:, bent] = np.where(corner, (rest[:, ups] - rest[:, downs]) / (2 * alpha), at[:, bent])
+            fixed[:, bent] |= corner
+            target[:, bent] += alpha * extra * ((rise & ~fall) * 1.0 - (fall & ~rise))
+        u, kappa = np.where(fixed, at, target / self.q), np.zeros((len(held), 1))
         if self.coupling >= 0:
-            tied, S = on[:, self.coupling], (self.a**2 * weight).sum(-1)
+            weight, tied = np.where(fixed, 0.0, 1 / self.q), held[:, self.coupling]
+            S = weight @ self.a**2
             singular |= tied & (1e-12 * (self.a**2 / self.q).sum() >= S)
-            gap = (self.a * u).sum(-1) - ends[:, self.coupling]
-            kappa = np.where(tied, gap / np.where(S > 0, S, 1.0), 0.0)
-            u = u - weight * self.a * kappa[:, None]
-        left = target - self.q * u - self.a * kappa[:, None]
-        out = np.zeros((len(held), goal.shape[1] + held.shape[1] + 1))
-        v, out_z = out[:, goal.shape[1] :], out[:, : goal.shape[1]]
-        out_z[:, self.own] = u
-        for row, value in (
-            (self.high, np.where(high, left, 0.0) / scale[self.high]),
-            (self.low, np.where(low, left, 0.0) / scale[self.low]),
-            (self.rise, np.where(corner, (left / alpha - extra) / 2, np.where(rise, -extra, 0.0))),
-            (self.fall, np.where(corner, (-left / alpha - extra) / 2, np.where(fall, -extra, 0.0))),
-        ):
-            v[:, row] = value
+            gap = u @ self.a - rest[:, self.coupling]
+            kappa = np.where(tied, gap / np.where(S > 0, S, 1.0), 0.0)[:, None]
+            u = u - weight * self.a * kappa
+        left = target - self.q * u - self.a * kappa
+        z, v = np.zeros(goal.shape), np.zeros(held.shape)
+        z[:, self.own] = u
+        v[:, tops] = np.where(high, left[:, above], 0.0) / self.slope[tops]
+        v[:, bottoms] = np.where(low, left[:, below], 0.0) / self.slope[bottoms]
         if self.coupling >= 0:
-            v[:, self.coupling] = kappa
-        bent = self.t >= 0
-        slack = np.where(rise, alpha * u - ends[:, self.rise], -alpha * u - ends[:, self.fall])
-        out_z[:, self.t[bent]] = slack[:, bent]
-        return out[:, :-1], singular
+            v[:, self.coupling] = kappa[:, 0]
+        if len(bent):
+            push, near = left[:, bent] / alpha, alpha * u[:, bent]
+            v[:, ups] = np.where(corner, (push - extra) / 2, np.where(rise, -extra, 0.0))
+            v[:, downs] = np.where(corner, (-push - extra) / 2, np.where(fall, -extra, 0.0))
+            z[:, self.t[bent]] = np.where(rise, near - rest[:, ups], -near - rest[:, downs])
+        return np.concatenate([z, v], -1), singular
 
 
 def _beyond(turns: np.ndarray, mu: np.ndarray, upwards: np.ndarray) -> np.ndarray:

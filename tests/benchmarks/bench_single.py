@@ -2,7 +2,7 @@
 
     python tests/benchmarks/bench_single.py
 
-min 1/2 y'Py + q'y, Gy <= h with n = 50 and 100 variables, 50 inequalities, batch 64; projections on a simplex, a box and a ball and a
+min 1/2 y'Py + q'y, Gy <= h with n = 50 and 100 variables, 50 inequalities, batch 64; projections on a simplex, a box and a ball, and a
 soft threshold, n = 100, batch 128; float64. The figures to meet: programs at most 1/10 of cvxpylayers' default and not slower than the
 fastest of moreau, proxsuite, dQP and qpth; projections at most 1/100 of cvxpylayers' default; accuracy 1e-8. A library
 that is not installed is left out, and said so.
