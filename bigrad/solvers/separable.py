@@ -91,22 +91,22 @@ class Separable:
 
     def optimum(self, c: np.ndarray, d: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(z, multipliers of all rows, solved) for linear terms c (batch, n) and right-hand sides d (batch, rows)."""
-        wide = np.concatenate([d, np.full((len(d), 1), np.nan)], 1)
-        scale = np.append(self.slope, 1.0)
-        high, low, up, down = (wide[:, r] / scale[r] for r in (self.high, self.low, self.rise, self.fall))
-        high, low = np.where(self.high < 0, np.inf, high), np.where(self.low < 0, -np.inf, low)
-        weight = np.where(self.t < 0, 0.0, np.append(c, np.zeros((len(c), 1)), 1)[:, self.t])
-        kink = np.where(self.t < 0, 0.0, (up - down) / 2)
-        jump, start = weight * np.where(self.t < 0, 0.0, scale[self.rise]), -c[:, self.own]
-
-        bent = bool((self.t >= 0).any())
+        above, below, bent = (np.flatnonzero(side >= 0) for side in (self.high, self.low, self.t))
+        tops, bottoms, ups, downs = self.high[above], self.low[below], self.rise[bent], self.fall[bent]
+        start, alpha, weight = -c[:, self.own], self.slope[ups], c[:, self.t[bent]]
+        high, low = np.full(start.shape, np.inf), np.full(start.shape, -np.inf)
+        high[:, above], low[:, below] = d[:, tops] / self.slope[tops], d[:, bottoms] / self.slope[bottoms]
+        kink = jump = np.zeros((1, 1))
+        if len(bent):
+            kink, jump = np.zeros(start.shape), np.zeros(start.shape)
+            kink[:, bent], jump[:, bent] = (d[:, ups] - d[:, downs]) / (2 * alpha), weight * alpha
 
         def respond(mu: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             """y, and where it moves with mu."""
-            s = start - mu[:, None] * self.a
-            if not bent:
+            s = start - mu[:, None] * self.a if self.coupling >= 0 else start
+            if not len(bent):
                 free = s / self.q
-                y = np.clip(free, low, high)
+                y = np.minimum(np.maximum(free, low), high)
                 return y, y == free
             over, under = s - jump > self.q * kink, s + jump < self.q * kink
             free = np.where(over, (s - jump) / self.q, np.where(under, (s + jump) / self.q, kink))
@@ -116,24 +116,21 @@ class Separable:
         mu, solved = self._balance(respond, d, start, jump, kink, low, high)
         y, _ = respond(mu)
         solved &= (low <= high).all(-1) & (weight >= 0).all(-1)
-        pull = start - mu[:, None] * self.a - self.q * y
-        tilt = np.clip(np.where(y > kink, jump, np.where(y < kink, -jump, pull)), -jump, jump)
-        rest = pull - tilt
-        dual = np.zeros((len(d), len(self.slope) + 1))
-        alpha = scale[self.rise]
-        for row, value in (
-            (self.high, np.where((y == high) & (rest > 0), rest, 0.0) / scale[self.high]),
-            (self.low, np.where((y == low) & (rest < 0), rest, 0.0) / scale[self.low]),
-            (self.rise, (weight + tilt / alpha) / 2),
-            (self.fall, (weight - tilt / alpha) / 2),
-        ):
-            dual[:, row] = value
-        dual[:, self.coupling] = mu if self.coupling >= 0 else 0.0
-        z = np.zeros(c.shape)
+        rest = start - mu[:, None] * self.a - self.q * y
+        z, dual = np.zeros(c.shape), np.zeros(d.shape)
         z[:, self.own] = y
-        squares = self.t >= 0
-        z[:, self.t[squares]] = (alpha * np.maximum(y - up, -y - down))[:, squares]
-        return z, dual[:, :-1], solved
+        if len(bent):
+            tilt = np.clip(np.where(y > kink, jump, np.where(y < kink, -jump, rest)), -jump, jump)
+            rest, tilt, at = rest - tilt, tilt[:, bent] / alpha, alpha * y[:, bent]
+            dual[:, ups], dual[:, downs] = (weight + tilt) / 2, (weight - tilt) / 2
+            z[:, self.t[bent]] = np.maximum(at - d[:, ups], -at - d[:, downs])
+        held = (y == high) & (rest > 0)
+        dual[:, tops] = np.where(held, rest, 0.0)[:, above] / self.slope[tops]
+        held = (y == low) & (rest < 0)
+        dual[:, bottoms] = np.where(held, rest, 0.0)[:, below] / self.slope[bottoms]
+        if self.coupling >= 0:
+            dual[:, self.coupling] = mu
+        return z, dual, solved
 
     def _balance(
         self,

@@ -243,7 +243,7 @@ def _timed(layers: dict[str, Layer], run: Callable[[str], None]) -> dict[str, Ti
             works[name] = lambda name=name: run(name)
         except Exception as error:  # a peer that cannot take the program is shown as such
             print(f"  {name}: {type(error).__name__}: {error}")
-    return dict(zip(works, in_turn(*works.values(), rounds=5, warmup=1), strict=True))
+    return dict(zip(works, in_turn(*works.values(), rounds=9, warmup=1, alone=True), strict=True))
 
 
 def _table(

@@ -27,11 +27,17 @@ class Times:
         return f"{middle} {unit} ({low} to {high})"
 
 
-def in_turn(*calls: Callable[[], object], rounds: int = 9, warmup: int = 2) -> list[Times]:
-    """Times of the calls, run one after the other in every round, so that a busy moment of the machine hits all alike."""
+def in_turn(*calls: Callable[[], object], rounds: int = 9, warmup: int = 2, alone: bool = False) -> list[Times]:
+    """Times of the calls, run one after the other in every round, so that a busy moment of the machine hits all alike.
+
+    alone: run each call once more before it is timed, so that it finds neither the caches nor the idling threads of the
+    one before it, which cost a call of a few milliseconds as much as itself.
+    """
     taken: list[list[float]] = [[] for _ in calls]
     for turn in range(-warmup, rounds):
         for times, call in zip(taken, calls, strict=True):
+            if alone:
+                call()
             begun = time.perf_counter()
             call()
             if turn >= 0:
