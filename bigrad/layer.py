@@ -96,17 +96,22 @@ class Layer(nn.Module):
             raise _failure(outcome, batched)
         home = outcome.form or self.program
         first = values[0] if values else torch.zeros((), dtype=torch.float64)
-        ok = torch.as_tensor(outcome.ok[:, None], device=first.device)
-        w = torch.where(ok, torch.as_tensor(outcome.w, device=first.device), torch.nan)
+        shown = self._shown(home)
+        known = outcome.z if all(isinstance(u.place, slice) for u in shown) else outcome.w
+        w = torch.as_tensor(known, device=first.device)
+        if not outcome.ok.all():
+            w = torch.where(torch.as_tensor(outcome.ok[:, None], device=first.device), w, torch.nan)
         wanted = torch.is_grad_enabled() and any(t.requires_grad for t in theta)
         if wanted or any(
             unpack_dual(t).tangent is not None for t in theta
         ):  # forward mode has no rule: attached, it raises
             w = attach(self.gradient, home, outcome, w, theta)
+        else:
+            w = w.clone()
         if not batched:
             w = w[0]
         dtype = first.dtype if first.is_floating_point() else torch.get_default_dtype()
-        return tuple(u.read(w).to(dtype) for u in self._shown(home))
+        return tuple(u.read(w).to(dtype) for u in shown)
 
     def solve(self, *values: Tensor, warm_start: Starts | None = None, verify: bool = False) -> list[Solution]:
         """The Solutions at these parameter values, one per item, with statuses and stats; no gradient. Never raises for
