@@ -19,6 +19,8 @@ from bigrad.quadratic import Data, Sizes, kkt, residual
 
 TOUCH = 1e-7
 """A slack or multiplier below this, relative to 1 + the largest value of its kind, counts as zero."""
+SHARP = 1e-15
+"""Residuals and violations below this cannot be polished."""
 ROUGH, FINE = 1e-12, 1e-10
 """A violation above the first is worth a second step; residuals and violations below the second are as good as none."""
 
@@ -61,7 +63,7 @@ def settle(
     todo = np.ones(len(w), bool)
     if known is not None and convex:
         singular = known[1].copy()
-        todo = (known[0] != free).any(-1) | (np.maximum(dual, primal) > ROUGH)
+        todo = (known[0] != free).any(-1) | (np.maximum(dual, primal) > SHARP)
     rows = np.flatnonzero(todo)
     if len(rows):
         polished = _polished(data.pick(rows), sizes, scale[rows], w[rows], free[rows], dual[rows], primal[rows])

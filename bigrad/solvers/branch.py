@@ -48,7 +48,10 @@ def branch(search: Search, items: np.ndarray, nodes: int, limit: float) -> np.nd
         slack = data.b - mv(data.A, y) - mv(data.B, x)
         guess = np.where(loose, False, tight | (lam > slack))
         whole = (tight | loose).all(-1)
-        proven[items[whole & endless & (flag != UNBOUNDED)]] = False
+        lost = np.flatnonzero(whole & endless)
+        if len(lost):  # a piece without an optimum must be known to the table as unbounded, or nothing is proven
+            seen = search.visit(items[lost], tight[lost])
+            proven[items[lost[(search.flag[seen] != UNBOUNDED) | (flag[lost] != UNBOUNDED)]]] = False
         ready = open_ & (~endless | whole)
         search.descend(items[ready], guess[ready], 3, limit)
         bar = np.append(search.F, np.inf)[search.best()][items]  # row -1, for none, is the infinity at the end

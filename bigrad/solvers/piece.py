@@ -18,16 +18,21 @@ import numpy as np
 
 from bigrad.affine import mv
 from bigrad.quadratic import Data, Sizes, kkt, stack
-from bigrad.solvers.convex import EQUALITY, INFINITY, UNBOUNDED, if_unbounded, quadratic_program
+from bigrad.solvers.convex import EQUALITY, INFEASIBLE, INFINITY, if_unbounded, quadratic_program
 
 
 @dataclass(frozen=True, eq=False)
 class PieceSolver:
-    """A batch of programs, prepared once, whose pieces can then be solved by the thousand."""
+    """A batch of programs, prepared once, whose pieces can then be solved by the thousand.
+
+    bounded: items whose pieces are known to have bounded objectives, bool (batch,). DAQP calls some unbounded programs
+    infeasible, so that elsewhere HiGHS decides between the two.
+    """
 
     data: Data
     sizes: Sizes
     batch: int
+    bounded: np.ndarray
 
     def __call__(self, items: np.ndarray, tight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Solve the piece `tight[t]` of item `items[t]`.
@@ -71,6 +76,7 @@ class PieceSolver:
             (tasks, m, top.shape[1]),
             lambda t: (hessian[items[t]], linear[items[t]], rows[items[t]], top[t], bottom[t], sense[t]),
             (tight | loose).all(-1),
+            ~self.bounded[items],
         )
         return flags, np.concatenate([v, dual[:, m:]], -1)
 
@@ -128,6 +134,7 @@ class PieceSolver:
             (tasks, n, top.shape[1]),
             lambda t: (hessian[t], linear[t], matrix[t], top[t], bottom[t], sense[t]),
             done,
+            ~self.bounded[items],
         )
         z, mu = point + mv(path, x), base + mv(change, x)
         price = np.concatenate([np.zeros((tasks, k)), dual[:, :p]], -1)
@@ -152,18 +159,23 @@ class PieceSolver:
 
 
 def _solve_all(
-    tasks: np.ndarray, shape: tuple[int, int, int], problem: Callable[[int], tuple[np.ndarray, ...]], sure: np.ndarray
+    tasks: np.ndarray,
+    shape: tuple[int, int, int],
+    problem: Callable[[int], tuple[np.ndarray, ...]],
+    sure: np.ndarray,
+    doubtful: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Programs of `shape` (count, variables, bounds and rows): primal and dual solutions, NaN where unsolved, and
     flags.
 
-    sure: tasks for which `unbounded` must be proven; for others it is only a hint.
+    sure: tasks for which `unbounded`, and any breakdown, is decided by HiGHS; for others it is only a hint. doubtful: those for
+    which it decides `infeasible` too.
     """
     count, n, rows = shape
     x, dual, flags = np.full((count, n), np.nan), np.full((count, rows), np.nan), np.zeros(count, int)
     for t in tasks.tolist():
         point, _, flag, multipliers = quadratic_program(*problem(t))
-        if flag == UNBOUNDED and sure[t]:
+        if (doubtful if flag == INFEASIBLE else sure)[t] and flag <= 0:
             point, _, flag, multipliers = if_unbounded(*problem(t))
         flags[t] = flag
         if flag > 0:

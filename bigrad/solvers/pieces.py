@@ -36,6 +36,9 @@ WIDE = 100
 BLOCK = 512
 """Items searched at a time: enough to share each array operation, few enough for memory not to grow with the batch."""
 
+FLAT = 1e-8
+"""An eigenvalue below this, relative to 1 + the largest, counts as zero."""
+
 
 @dataclass(frozen=True)
 class Pieces(AbstractSolver):
@@ -120,13 +123,17 @@ class Pieces(AbstractSolver):
         """Solve items whose data are at hand. own: see `Maps`; crooked: items whose lower level is not convex."""
         batch, game = len(invalid), own is not None
         limit = begun + (np.inf if self.time_limit is None else self.time_limit)
-        search = Search(data, sizes, batch)
+        bounded = np.ones(batch, bool)
+        search = Search(data, sizes, batch, bounded)
         skip = invalid | crooked
         todo = np.flatnonzero(~skip)
         starts, bound = np.zeros(batch, int), np.full(batch, -np.inf)
         moving, proven = np.zeros(batch, bool), np.zeros(batch, bool)
         exhaustive = 2**sizes.pairs <= self.exhaustive
         if exhaustive:
+            flat = todo[_least(data.Q, batch)[todo] <= FLAT]
+            if len(flat):
+                bounded[flat] = np.isfinite(high_points(data.pick(flat), sizes, len(flat), 1, self.seed)[1])
             sides = (np.arange(2**sizes.pairs)[:, None] >> np.arange(sizes.pairs)) % 2 == 1
             search.visit(np.repeat(todo, len(sides)), np.tile(sides, (len(todo), 1)))
             starts[todo] = len(sides)
@@ -140,6 +147,7 @@ class Pieces(AbstractSolver):
                 items, sides, bound[cold] = self._begin(data.pick(cold), sizes, own, len(cold))
                 starts += np.bincount(cold[items], minlength=batch)
                 moving |= search.descend(cold[items], sides, self.max_iterations, limit)
+                bounded[cold] = np.isfinite(bound[cold])
             F = np.append(search.F, np.inf)[search.best()]  # row -1, for none, is the infinity at the end
             doubt = np.flatnonzero(~skip & ~_meets(F, bound))
             doubt = doubt[np.isin(doubt, cold)]
@@ -240,7 +248,12 @@ def _meets(F: np.ndarray, bound: np.ndarray) -> np.ndarray:
 
 def _indefinite(matrix: np.ndarray, batch: int) -> np.ndarray:
     """Items whose matrix has a clearly negative eigenvalue, bool (batch,)."""
+    return _least(matrix, batch) < -FLAT
+
+
+def _least(matrix: np.ndarray, batch: int) -> np.ndarray:
+    """The least eigenvalue of each item's matrix relative to 1 + the largest, (batch,)."""
     if not matrix.shape[-1]:
-        return np.zeros(batch, bool)
+        return np.zeros(batch)
     spectrum = np.linalg.eigvalsh(matrix)
-    return np.broadcast_to(spectrum[..., 0] < -1e-8 * (1 + abs(spectrum).max(-1)), batch)
+    return np.broadcast_to(spectrum[..., 0] / (1 + abs(spectrum).max(-1)), batch)

@@ -191,7 +191,7 @@ class _Search:
         """Look for any bilevel-feasible point by branching, and search from it; or prove that there is none."""
         n, sizes = len(system.data.c), system.layout
         flat = system.data._replace(Q=1e-3 * np.eye(n), c=np.zeros(n), c0=np.zeros(()))
-        table = Search(flat, sizes, 1)
+        table = Search(flat, sizes, 1, np.ones(1, bool))
         proven = branch(table, np.zeros(1, int), NODES, end)[0]
         row = table.best()[0]
         if row >= 0:

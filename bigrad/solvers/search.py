@@ -23,12 +23,12 @@ class Search:
 
     item, tight, w, flag, F: the table's columns: whose piece, its sides, its solution, DAQP's flag, the upper objective
     (inf if unsolved). wrong: how strongly each biactive pair's other multiplier asks to cross to the other side, 0
-    where it does not.
+    where it does not. bounded: see `PieceSolver`; all items may be taken for bounded where nothing is to be proven.
     """
 
-    def __init__(self, data: Data, sizes: Sizes, batch: int):
+    def __init__(self, data: Data, sizes: Sizes, batch: int, bounded: np.ndarray):
         self.data, self.sizes = data, sizes
-        self.solve = PieceSolver(data, sizes, batch)
+        self.solve = PieceSolver(data, sizes, batch, bounded)
         self.index: dict[bytes, int] = {}
         self.item = np.zeros(0, int)
         self.tight = np.zeros((0, sizes.pairs), bool)

@@ -11,7 +11,7 @@ import numpy as np
 
 from bigrad.affine import mv
 from bigrad.quadratic import Data, Sizes, apart, beside, stack
-from bigrad.solvers.convex import EQUALITY, INFEASIBLE, INFINITY, quadratic_program
+from bigrad.solvers.convex import EQUALITY, INFEASIBLE, INFINITY, if_unbounded, quadratic_program
 from bigrad.solvers.equilibrium import respond
 
 REACH = 1e-3
@@ -38,6 +38,8 @@ def high_points(data: Data, sizes: Sizes, batch: int, starts: int, seed: int) ->
     points, bound = np.full((batch, starts, n), np.nan), np.full(batch, -np.inf)
     for i in range(batch):
         point, F, flag, _ = quadratic_program(Q[i], c[i], rows[i], top[i], bottom[i], sense)
+        if flag == INFEASIBLE:  # DAQP calls some unbounded programs so
+            point, F, flag, _ = if_unbounded(Q[i], c[i], rows[i], top[i], bottom[i], sense)
         if flag > 0:
             points[i, 0], bound[i] = point, F + c0[i]
         elif flag == INFEASIBLE:
