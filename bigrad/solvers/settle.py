@@ -6,11 +6,10 @@ import numpy as np
 
 from bigrad.solution import Status
 from bigrad.solvers.active import free_unknowns, kinks
-from bigrad.solvers.base import EXACT, PROVEN
 from bigrad.solvers.model import Frame
 from bigrad.solvers.sequence import Sequence
 from bigrad.solvers.sparse_qp import BROKEN, LATE
-from bigrad.solvers.verdict import FEASIBLE, TINY, Verdict, measure
+from bigrad.solvers.verdict import FEASIBLE, TINY, Verdict, claim, measure
 from bigrad.sparse import curves_upwards, solve_sparse
 
 STEPS = 6
@@ -36,17 +35,10 @@ def conclude(search: Sequence, starts: int) -> Verdict:
     value = system.objective(w[: frame.n])
     if violation > FEASIBLE or not np.isfinite(value):
         return blank._replace(status=Status.NOT_FOUND)
-    upwards = search.convex or curves_upwards(system.sparse(w), free, frame.n)
-    if max(residual, violation) > EXACT:
-        status = Status.INEXACT
-    elif value <= search.bound + PROVEN * (1 + abs(value)):
-        status = Status.GLOBAL
-    elif strong and upwards:
-        status = Status.LOCAL
-    else:
-        status = Status.TIME_LIMIT if search.late and not search.settled else Status.STATIONARY
+    local = bool(strong) and (search.convex or curves_upwards(system.sparse(w), free, frame.n))
+    cut = search.late and not search.settled
     return blank._replace(
-        status=status,
+        status=claim(max(residual, violation), value, search.bound, local, cut),
         value=value,
         w=w,
         free=free,

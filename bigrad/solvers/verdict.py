@@ -105,16 +105,9 @@ def conclude(stages: Stages, search: Found, top: State, bound: float, starts: in
         return blank._replace(status=Status.NONCONVEX_LOWER)
     if violation > FEASIBLE:
         return blank._replace(status=Status.NOT_FOUND)
-    if max(residual, violation) > EXACT:
-        status = Status.INEXACT
-    elif value <= bound + PROVEN * (1 + abs(value)):
-        status = Status.GLOBAL
-    elif strong and settled.second_order[0]:
-        status = Status.LOCAL
-    else:
-        status = Status.TIME_LIMIT if search.late and not search.settled else Status.STATIONARY
+    local, cut = strong and bool(settled.second_order[0]), search.late and not search.settled
     return blank._replace(
-        status=status,
+        status=claim(max(residual, violation), value, bound, local, cut),
         value=value,
         w=w,
         free=settled.free[0],
@@ -126,6 +119,18 @@ def conclude(stages: Stages, search: Found, top: State, bound: float, starts: in
         strongly_stationary=strong,
         singular=bool(settled.singular[0]),
     )
+
+
+def claim(error: float, value: float, bound: float, local: bool, cut: bool) -> Status:
+    """What may be said of a feasible point: of its residual and violation `error`, its objective above a proven bound,
+    whether first and second order make it a local optimum, and whether time cut its search short."""
+    if error > EXACT:
+        return Status.INEXACT
+    if value <= bound + PROVEN * (1 + abs(value)):
+        return Status.GLOBAL
+    if local:
+        return Status.LOCAL
+    return Status.TIME_LIMIT if cut else Status.STATIONARY
 
 
 def polish(system: System, w: np.ndarray, tight: np.ndarray) -> Settled:
