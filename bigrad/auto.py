@@ -34,7 +34,7 @@ class Auto(AbstractSolver, AbstractGradient):
     `program.explain()` and `layer.explain()` print the choice and its reason.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"kkt"})
+    needs: ClassVar[frozenset[str]] = frozenset()
 
     def accepts(self, program: Program) -> str | None:
         """None, but for integers in a program that is not quadratic: some solver takes every other that could be declared."""

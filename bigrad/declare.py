@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bigrad.auto import Auto
@@ -14,9 +14,12 @@ if TYPE_CHECKING:
 
 
 def bilevel(
-    upper: cp.Problem,
-    lower: cp.Problem | Sequence[cp.Problem],
-    responds: Sequence[cp.Variable] | Sequence[Sequence[cp.Variable]],
+    upper: Any,
+    lower: Any,
+    responds: Any = (),
+    *,
+    link: Mapping[Any, Any] | None = None,
+    costs: Mapping[str, Any] | None = None,
 ) -> Program:
     """Declare a bilevel program: the leader solves `upper`, knowing that the follower answers with a solution of
     `lower`.
@@ -42,7 +45,27 @@ def bilevel(
     Several followers: a list of lower problems and a list of lists of variables, `bilevel(upper, [f, g], responds=[[y],
     [z]])`. Each follower takes the leader's decision and the others' variables as given; together they are in a Nash
     equilibrium, of which the leader picks the one that it likes best. Each problem must be convex in its own variables.
+
+    OR-Tools: two CP-SAT models (`cp_model.CpModel`) or two MathOpt models (`mathopt.Model`), which share no variables.
+    link: {leader's variable: its copy in the follower's model}. responds: {follower's variable: its copy in the leader's
+    model}, or the list of those to be seen where the leader's model needs no copies. A leader's model without an objective
+    stands against the follower: it minimises minus what the follower minimises. costs: {name: variables}: the objective
+    coefficients of these variables, in the objective of the model that owns the object, become the program's input `name`,
+    of that length (or the shape of an array of variables); what they are in the model is its default. A pair (one
+    player's variable, the other's) stands for their product, in the objective of the first one's model: the cost of
+    interdiction. MathOpt objectives may hold such products, CP-SAT models booleans bound by `add_multiplication_equality`.
+    The follower may be a `bigrad.oracle.Oracle`, or any function wrapped into one: its variables are then the indices of
+    its answer, all named in costs, and the leader stands against it.
     """
+    from bigrad.oracle import Oracle
+    from bigrad.programs import ortools
+
+    if isinstance(lower, Oracle) or ortools.is_model(upper) or ortools.is_model(lower):
+        return ortools.declare(upper, lower, link or {}, responds, costs or {}, Auto())
+    if link is not None or costs is not None:
+        raise DeclarationError(
+            "bilevel(…, link=…, costs=…): for OR-Tools models; CVXPY problems share variables, and their Parameters are the inputs."
+        )
     import cvxpy as cp
 
     problems = list(lower) if isinstance(lower, list | tuple) else [lower]
@@ -98,7 +121,7 @@ def _answers(responds: Any) -> list[cp.Variable]:
     return answers
 
 
-def argmin(problem: cp.Problem) -> Program:
+def argmin(problem: Any, *, costs: Mapping[str, Any] | None = None) -> Program:
     """Declare a program with one level: an ordinary CVXPY problem, whose solution becomes a layer as that of two levels
     does.
 
@@ -106,9 +129,17 @@ def argmin(problem: cp.Problem) -> Program:
 
     problem: Minimize or Maximize, in all its variables; its Parameters are the program's inputs. A convex problem,
     whatever cones it needs, is solved to a proven optimum; one that is merely smooth, to a local one. The constraints'
-    dual variables are outputs too.
+    dual variables are outputs too. A CP-SAT or MathOpt model is taken as well; costs: as in `bilevel`.
     Raises DeclarationError, with what to change, for a problem that cannot be taken.
     """
+    from bigrad.programs import ortools
+
+    if ortools.is_model(problem):
+        return ortools.declare(problem, None, {}, (), costs or {}, Auto())
+    if costs is not None:
+        raise DeclarationError(
+            "argmin(problem, costs=…): for OR-Tools models; a CVXPY problem's Parameters are its inputs."
+        )
     import cvxpy as cp
 
     if not isinstance(problem, cp.Problem):

@@ -17,9 +17,13 @@ from torch.autograd.forward_ad import unpack_dual
 from bigrad.affine import flatten
 from bigrad.auto import Auto
 from bigrad.gradients.base import AbstractGradient, attach
+from bigrad.gradients.estimator import AbstractEstimator
+from bigrad.gradients.interpolate import Interpolate
+from bigrad.gradients.joint import Joint
+from bigrad.gradients.levels import Levels
 from bigrad.memory import Recall
 from bigrad.parallel import single_torch
-from bigrad.program import Input, Program, Unknown
+from bigrad.program import Input, Program, Unknown, same
 from bigrad.solution import CapabilityError, InputError, Outcome, Point, Solution, SolveError
 from bigrad.solvers.base import AbstractSolver, batch_size
 
@@ -47,10 +51,10 @@ class Layer(nn.Module):
     def __init__(
         self,
         program: Program,
-        parameters: Sequence[Any],
-        variables: Sequence[Any],
+        parameters: Sequence[Any] | None = None,
+        variables: Sequence[Any] | None = None,
         solver: AbstractSolver | None = None,
-        gradient: AbstractGradient | None = None,
+        gradient: AbstractGradient | Joint | None = None,
         on_failure: Literal["raise", "nan"] = "raise",
     ):
         super().__init__()
@@ -61,25 +65,25 @@ class Layer(nn.Module):
             raise InputError(f'Layer(on_failure={on_failure!r}): give "raise" or "nan".')
         self.on_failure = on_failure
         program.checked(self.solver)
-        if missing := self.gradient.needs - program.offers:
+        self.rule = _rule(program, self.gradient)
+        if missing := self.rule.needs - program.offers:
             raise CapabilityError(
                 f"{self.gradient} needs {', '.join(sorted(missing))}, which this program does not have."
             )
+        parameters = [i.handle for i in program.inputs] if parameters is None else parameters
         self._order = [_position(p, program.inputs, "parameter") for p in parameters]
         if len(set(self._order)) < len(self._order):
             raise InputError("Layer(parameters=…): a parameter is named twice.")
-        self._variables = [_position(v, program.outputs, "variable") for v in variables]
-        if not self._variables:
-            raise InputError("Layer(variables=[]): name at least one variable to return.")
+        self._variables = _outputs(program, program.shown if variables is None else variables)
         self._fixed = {k: self._own(i) for k, i in enumerate(program.inputs) if k not in self._order}
 
     @staticmethod
     def _own(i: Input) -> Tensor:
-        if i.handle.value is None:
+        if i.value is None:
             raise InputError(
                 f"Layer(parameters=…): parameter '{i.name}' is neither among the parameters nor has a value; add it or set its .value."
             )
-        return torch.as_tensor(np.asarray(i.handle.value, dtype=float))
+        return torch.as_tensor(np.asarray(i.value, dtype=float))
 
     def forward(self, *values: Tensor, warm_start: Starts | None = None) -> tuple[Tensor, ...]:
         """Solve at these parameter values; one tensor per variable.
@@ -94,6 +98,8 @@ class Layer(nn.Module):
         outcome = self._solve(theta, values, warm_start)
         if self.on_failure == "raise" and not outcome.ok.all():
             raise _failure(outcome, batched)
+        if isinstance(self.rule, Joint):
+            return self._smoothed(self.rule, outcome, values, theta, batched)
         home = outcome.form or self.program
         first = values[0] if values else torch.zeros((), dtype=torch.float64)
         shown = self._shown(home)
@@ -105,13 +111,27 @@ class Layer(nn.Module):
         if wanted or any(
             unpack_dual(t).tangent is not None for t in theta
         ):  # forward mode has no rule: attached, it raises
-            w = attach(self.gradient, home, outcome, w, theta)
+            w = attach(self.rule, home, outcome, w, theta)
         else:
             w = w.clone()
-        if not batched:
-            w = w[0]
+        return self._typed(w if batched else w[0], shown, values)
+
+    def _smoothed(
+        self, rule: Joint, outcome: Outcome, values: Sequence[Tensor], theta: tuple[Tensor, ...], batched: bool
+    ) -> tuple[Tensor, ...]:
+        """What an estimator of the whole program makes of its answers; NaN for items that failed."""
+        fine = torch.as_tensor(np.flatnonzero(outcome.ok))
+        rows = tuple(t.expand(len(outcome.z), -1).cpu()[fine] for t in theta)
+        found = rule.values(self.program, self.solver, rows, np.asarray(outcome.w)[fine.numpy()])
+        w = torch.full((len(outcome.z), found.shape[1]), torch.nan, dtype=torch.float64).index_put((fine,), found.double())
+        return self._typed(w if batched else w[0], self._variables, values)
+
+    @staticmethod
+    def _typed(w: Tensor, shown: Sequence[Unknown], values: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The outputs, on the device and of the dtype of the first argument."""
+        first = values[0] if values else torch.zeros((), dtype=torch.float64)
         dtype = first.dtype if first.is_floating_point() else torch.get_default_dtype()
-        return tuple(u.read(w).to(dtype) for u in shown)
+        return tuple(u.read(w).to(first.device, dtype) for u in shown)
 
     def solve(self, *values: Tensor, warm_start: Starts | None = None, verify: bool = False) -> list[Solution]:
         """The Solutions at these parameter values, one per item, with statuses and stats; no gradient. Never raises for
@@ -125,13 +145,17 @@ class Layer(nn.Module):
 
     def explain(self) -> str:
         """The program, the solver and the gradient rule, and why they were chosen."""
+        if self.program.combinatorial:
+            return f"{self.program.explain(self.solver)}\nGradient: {self.rule}."
         rule = "Implicit()" if isinstance(self.gradient, Auto) else self.gradient
         return f"{self.program.explain(self.solver)}\nGradient: {rule}, the implicit function theorem at the solution's own active set."
 
     def _shown(self, home: Program) -> list[Unknown]:
         """The outputs, as the program that was solved holds them."""
+        if home is self.program:
+            return self._variables
         known = {id(u.handle): u for u in home.outputs}
-        return [known[id(self.program.outputs[k].handle)] for k in self._variables]
+        return [known[id(u.handle)] for u in self._variables]
 
     def _solve(self, theta: tuple[Tensor, ...], values: Sequence[Tensor], warm_start: Starts | None) -> Outcome:
         points = None if warm_start is None else self.program.points(warm_start)
@@ -183,10 +207,33 @@ class Layer(nn.Module):
         return self.program.extended(tuple(flat[k] for k in range(len(self.program.inputs)))), bool(batch)
 
 
+def _rule(program: Program, gradient: AbstractGradient | Joint) -> AbstractGradient | Joint:
+    """The rule as it applies to the program: an estimator of decisions works level by level, and makes the values itself
+    where there is one level."""
+    if not program.combinatorial:
+        return gradient
+    rule = Interpolate() if isinstance(gradient, Auto) else gradient
+    if not isinstance(rule, AbstractEstimator):
+        return rule
+    return Levels(rule) if program.combinatorial.base.followers else Joint(rule)
+
+
+def _outputs(program: Program, variables: Sequence[Any]) -> list[Unknown]:
+    """The unknowns behind the variables that a layer returns; a list of variables of an OR-Tools model is one vector."""
+    if not variables:
+        raise InputError("Layer(variables=[]): name at least one variable to return.")
+    if not program.combinatorial:
+        return [program.outputs[_position(v, program.outputs, "variable")] for v in variables]
+    return [
+        program.group(v) if isinstance(v, list | tuple | np.ndarray) else program.unknown(v, "Layer(variables=…)")
+        for v in variables
+    ]
+
+
 def _position(handle: Any, known: Sequence[Input | Unknown], kind: str) -> int:
     """Where the program keeps one of the user's own objects."""
     for k, entry in enumerate(known):
-        if entry.handle is handle:
+        if same(entry.handle, handle):
             return k
     names = ", ".join(k.name for k in known) or "none"
     raise InputError(f"Layer({kind}s=…): {handle} is not a {kind} of this program, which has: {names}.")

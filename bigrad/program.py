@@ -5,7 +5,7 @@ What it takes in, what it gives out, and the forms in which solvers may have it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -13,6 +13,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from bigrad.affine import Array, flatten, namespace, product, unflatten
+from bigrad.combinatorial import Combinatorial
 from bigrad.quadratic import Maps
 from bigrad.solution import CapabilityError, InputError, Outcome, Point, Solution, Status
 
@@ -21,13 +22,20 @@ from bigrad.solution import CapabilityError, InputError, Outcome, Point, Solutio
 class Input:
     """One parameter of the program.
 
-    The user's own object, its name and shape, and the sign it declares (+1, -1 or 0).
+    The user's own object, its name and shape, and the sign it declares (+1, -1 or 0). default: its value where none is
+    given, for handles that have none of their own.
     """
 
     handle: Any
     name: str
     shape: tuple[int, ...]
     sign: int = 0
+    default: np.ndarray | None = None
+
+    @property
+    def value(self) -> Any:
+        """What it is where no value is given; None if nothing is known."""
+        return self.handle.value if self.default is None else self.default
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +59,41 @@ class Unknown:
             )
         flat = w[..., self.place] if isinstance(self.place, slice) else product(self.place, w)
         return unflatten(flat, self.shape)
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two handles are the same: names by their letters, objects by identity."""
+    return one is other or (isinstance(one, str) and isinstance(other, str) and one == other)
+
+
+def listed(handles: Any) -> tuple[tuple[int, ...], list[Any]]:
+    """The shape of a list or array of objects, and they themselves in the order of `flatten`."""
+    if isinstance(handles, np.ndarray):
+        return handles.shape, list(handles.flatten(order="F"))
+    own = list(handles) if hasattr(handles, "__iter__") else [handles]
+    return (len(own),), own
+
+
+class Decisions(Mapping[Any, np.ndarray]):
+    """Values by variables of models that are asked who they are: equal variables of two models are not the same one."""
+
+    def __init__(self, find: Callable[[Any], int | None], unknowns: Sequence[Unknown], w: np.ndarray):
+        self.find, self.unknowns, self.w = find, unknowns, w
+
+    def __getitem__(self, handle: Any) -> np.ndarray:
+        place = self.find(handle)
+        if place is None:
+            raise KeyError(handle)
+        return self.unknowns[place].read(self.w)
+
+    def __contains__(self, handle: Any) -> bool:
+        return self.find(handle) is not None
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(u.handle for u in self.unknowns)
+
+    def __len__(self) -> int:
+        return len(self.unknowns)
 
 
 class Solver(Protocol):
@@ -113,7 +156,9 @@ class Program:
     program of one level. sign: +1 where the leader minimises, -1 where it maximises. duals: the prices of the lower
     constraints that involve a follower, or, with one level, of all constraints, in CVXPY's signs. followers: how many there
     are. integers: places in z of the leader's integer variables. derived: further inputs as functions of the user's, or
-    None. saddle: the one convex program of a zero-sum game, with what tells its failures apart, or None.
+    None. saddle: the one convex program of a zero-sum game, with what tells its failures apart, or None. combinatorial: the
+    program as a nested integer program that is a function of its costs, or None; it then has no other form. shown: the
+    variables that a layer returns where none are named.
     """
 
     inputs: tuple[Input, ...]
@@ -132,10 +177,14 @@ class Program:
     derived: Derived | None = field(default=None, repr=False)
     saddle: Any = field(default=None, repr=False)
     why_not_saddle: str = "it has one level"
+    combinatorial: Combinatorial | None = field(default=None, repr=False)
+    shown: tuple[Any, ...] = field(default=(), repr=False)
 
     @property
     def layout(self) -> Any:
         """The sizes of the form in which solvers have the program, and with them the order of w."""
+        if self.combinatorial:
+            return self.combinatorial.layout
         return self.quadratic.sizes if self.quadratic else self.smooth.layout
 
     @property
@@ -146,8 +195,10 @@ class Program:
     @property
     def offers(self) -> frozenset[str]:
         """What a gradient rule may rely on: `kkt`, the optimality conditions of both levels; `quadratic`, that they are
-        linear but for the pairs.
+        linear but for the pairs; `costs`, that the inputs are costs of decisions.
         """
+        if self.combinatorial:
+            return frozenset({"costs"})
         return frozenset({"kkt", "quadratic"} if self.quadratic else {"kkt"})
 
     def nudged(self, weight: float) -> Program:
@@ -183,8 +234,9 @@ class Program:
         points = None if warm_start is None else self.points([warm_start])
         outcome = solver.solve(self, self.extended(theta), points)
         solution = self.solutions(outcome, given, verify=verify)[0]
-        found = {**solution.values, **solution.prices}
-        self.source.publish({k: v.copy() if solution.status.ok else None for k, v in found.items()})
+        if not self.combinatorial:  # OR-Tools' variables hold no values
+            found = {**solution.values, **solution.prices}
+            self.source.publish({k: v.copy() if solution.status.ok else None for k, v in found.items()})
         return solution
 
     def extended(self, theta: tuple[Array, ...]) -> tuple[Array, ...]:
@@ -196,6 +248,8 @@ class Program:
         """Where solves may start from, checked to be of this program."""
         points = [s.point if isinstance(s, Solution) else s for s in starts]
         if self.quadratic is None and self.smooth is None:  # a game that has no other form: it needs no start
+            return [None] * len(points)
+        if self.combinatorial:  # what it may start from it remembers itself
             return [None] * len(points)
         layout = self.layout
         for i, point in enumerate(points):
@@ -213,6 +267,8 @@ class Program:
     def explain(self, solver: Solver | None = None) -> str:
         """What kind of program this is, which solver would take it, and why; for a person to read."""
         kind = "quadratic" if self.quadratic else f"not quadratic ({self.why_not_quadratic})"
+        if self.combinatorial:
+            kind = self.combinatorial.kind
         leader = sum(int(np.prod(u.shape)) for u in self.unknowns if u.leader)
         follower = sum(int(np.prod(u.shape)) for u in self.unknowns if not u.leader)
         who = "follower" if self.followers == 1 else f"{self.followers} followers together"
@@ -240,9 +296,10 @@ class Program:
         found, home = [], outcome.form or self
         duals = home.duals if outcome.form or outcome.smooth == (self.quadratic is None) else ()
         for i in range(len(outcome.status)):
-            ok, inputs = outcome.status[i].ok, {k: _item(v, i, k.ndim) for k, v in given.items()}
+            ok = outcome.status[i].ok
+            inputs = {n.handle: _item(given[n.handle], i, len(n.shape)) for n in self.inputs}
             w, value = (outcome.w[i].copy(), outcome.value[i]) if ok else (np.full(outcome.w.shape[1], np.nan), np.nan)
-            values, prices = ({u.handle: u.read(w) for u in part} for part in (home.unknowns, duals))
+            values, prices = home.named(home.unknowns, w), home.named(duals, w)
             stats = outcome.stats(i, self.sign)
             lower = self.source.lower_value(inputs, values) if ok else np.nan
             if verify and ok:
@@ -255,6 +312,29 @@ class Program:
             found.append(Solution(outcome.status[i], value, lower, stats, values, prices, point))
         return found
 
+    def unknown(self, handle: Any, what: str) -> Unknown:
+        """One of a combinatorial program's variables, by the user's own object; `what` asks, in the message."""
+        assert self.combinatorial
+        place = self.combinatorial.find(handle)
+        if place is None or place < 0:
+            raise InputError(f"{what}: {type(handle).__name__} '{handle}' is not a variable of this program's models.")
+        return self.unknowns[place]
+
+    def group(self, handles: Any) -> Unknown:
+        """Several of a combinatorial program's variables as one, of the shape in which they are given."""
+        shape, flat = listed(handles)
+        own = [self.unknown(h, "Layer(variables=…)") for h in flat]
+        places = np.array([u.place.start for u in own if isinstance(u.place, slice)])
+        entries = (np.ones(len(own)), (np.arange(len(own)), places))
+        matrix = sp.csr_array(entries, shape=(len(own), len(self.unknowns)))
+        return Unknown(None, f"[{own[0].name}, …]", shape, own[0].leader, matrix)
+
+    def named(self, unknowns: Sequence[Unknown], w: np.ndarray) -> Mapping[Any, np.ndarray]:
+        """The values of some unknowns by the user's own objects."""
+        if self.combinatorial:
+            return Decisions(self.combinatorial.find, unknowns, w)
+        return {u.handle: u.read(w) for u in unknowns}
+
     def invalid(self, theta: Sequence[Array], batch: int) -> np.ndarray:
         """Items with a NaN, an infinity or a wrong sign among their (extended) inputs, bool (batch,)."""
         bad = np.zeros(batch, bool)
@@ -265,16 +345,15 @@ class Program:
         return bad
 
     def _given(self, values: Mapping[Any, Any]) -> dict[Any, np.ndarray]:
-        known = {id(i.handle) for i in self.inputs}
         for key in values:
-            if id(key) not in known:
+            if not any(same(i.handle, key) for i in self.inputs):
                 names = ", ".join(i.name for i in self.inputs) or "none"
                 raise InputError(
                     f"solve(values): {type(key).__name__} '{key}' is not a parameter of this program; its parameters are: {names}."
                 )
         given = {}
         for i in self.inputs:
-            value = values.get(i.handle, i.handle.value)
+            value = values.get(i.handle, i.value)
             if value is None:
                 raise InputError(
                     f"solve(values): parameter '{i.name}' has no value; pass values={{{i.name}: …}} or set its .value."

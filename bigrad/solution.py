@@ -59,7 +59,9 @@ class Stats:
     followers and status INFEASIBLE_LOWER, the index of the first that has no feasible answer, whatever the others do;
     None if that is not known. bound: best proven bound on the upper objective, in the user's sense; None if none is
     known. gap: how far the value may be from the optimum, |value - bound| / (1 + |value|); None without a bound or
-    a point. cause: what stopped an item that no solver could report on, such as the death of its process; empty otherwise.
+    a point. cuts, follower_solves: how often a combinatorial program's search cut and asked the follower; rounding: by how
+    much costs rounded to whole numbers may mislead its optimum. cause: what stopped an item that no solver could report
+    on, such as the death of its process; empty otherwise.
     """
 
     solver: str = ""
@@ -77,6 +79,9 @@ class Stats:
     follower: int | None = None
     bound: float | None = None
     gap: float | None = None
+    cuts: int = 0
+    follower_solves: int = 0
+    rounding: float = 0.0
     cause: str = ""
 
     def with_gap(self, gap: float) -> Stats:
@@ -112,7 +117,8 @@ class Outcome:
     (unknowns,) or (batch, unknowns), factors of w in which the program's numbers are of order one, None if the solver
     knows none. factors: for one level, the KKT matrix ready for more solves (`bigrad.linear.Bordered` and its like),
     where the solver has it. cause: (batch,) strings, None if all are empty. form:
-    the program whose unknowns w holds, where that is not the program that was solved.
+    the program whose unknowns w holds, where that is not the program that was solved. effort: (batch, 3), cuts,
+    follower_solves and rounding of Stats, None if there were none.
     """
 
     solver: str
@@ -137,6 +143,7 @@ class Outcome:
     factors: Any = None
     cause: np.ndarray | None = None
     form: Any = None
+    effort: np.ndarray | None = None
 
     @staticmethod
     def join(parts: Sequence[Outcome]) -> Outcome:
@@ -202,6 +209,9 @@ class Outcome:
             singular=bool(self.singular[i]),
             bound=sign * float(self.bound[i]) if np.isfinite(self.bound[i]) else None,
             gap=self._gap(i),
+            cuts=0 if self.effort is None else int(self.effort[i, 0]),
+            follower_solves=0 if self.effort is None else int(self.effort[i, 1]),
+            rounding=0.0 if self.effort is None else float(self.effort[i, 2]),
             cause="" if self.cause is None else str(self.cause[i]),
         )
 
@@ -233,7 +243,9 @@ class Solution:
     point: Point | None = field(default=None, repr=False)
 
     def __getitem__(self, variable: Any) -> np.ndarray:
-        """Value of one of the program's variables or prices, in its own shape."""
+        """Value of one of the program's variables or prices, in its own shape; of a list of variables, their values."""
+        if isinstance(variable, list | tuple):
+            return np.array([self[v] for v in variable])
         try:
             return self.values[variable] if variable in self.values else self.prices[variable]
         except KeyError:
