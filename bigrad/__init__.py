@@ -13,13 +13,25 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bigrad import datasets
+    from bigrad import datasets, losses
     from bigrad.auto import Auto
     from bigrad.declare import argmin, bilevel
+    from bigrad.gradients.baselines import AtCentre, LeaveOneOut
+    from bigrad.gradients.draws import Common, Fresh
+    from bigrad.gradients.identity import Identity, MeanFree, Normalised, UnitNorm
+    from bigrad.gradients.imle import IMLE
     from bigrad.gradients.implicit import Implicit
+    from bigrad.gradients.interpolate import Interpolate
+    from bigrad.gradients.noise import Gumbel, Normal, SumOfGamma
+    from bigrad.gradients.perturbation import Additive, Multiplicative
+    from bigrad.gradients.perturbed import Perturbed
     from bigrad.gradients.proximal import Proximal
+    from bigrad.gradients.regularised import Regularised
+    from bigrad.gradients.score import Score
+    from bigrad.gradients.steps import Absolute, Adaptive, Relative
     from bigrad.layer import Layer
     from bigrad.memory import Memory
+    from bigrad.oracle import Oracle
     from bigrad.program import Program
     from bigrad.solution import (
         BigradError,
@@ -47,24 +59,44 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Absolute": "gradients.steps",
     "ActiveSet": "solvers.active_set",
+    "Adaptive": "gradients.steps",
+    "Additive": "gradients.perturbation",
+    "AtCentre": "gradients.baselines",
     "Auto": "auto",
     "BigradError": "solution",
     "CapabilityError": "solution",
+    "Common": "gradients.draws",
     "DeclarationError": "solution",
     "Formula": "solvers.formula",
+    "Fresh": "gradients.draws",
     "Global": "solvers.certificate",
+    "Gumbel": "gradients.noise",
+    "IMLE": "gradients.imle",
+    "Identity": "gradients.identity",
     "Implicit": "gradients.implicit",
     "InputError": "solution",
     "Interior": "solvers.interior",
+    "Interpolate": "gradients.interpolate",
     "Layer": "layer",
+    "LeaveOneOut": "gradients.baselines",
+    "MeanFree": "gradients.identity",
     "Mehrotra": "solvers.mehrotra",
     "Memory": "memory",
+    "Multiplicative": "gradients.perturbation",
+    "Normal": "gradients.noise",
+    "Normalised": "gradients.identity",
+    "Oracle": "oracle",
+    "Perturbed": "gradients.perturbed",
     "Pieces": "solvers.pieces",
     "Program": "program",
     "Proximal": "gradients.proximal",
+    "Regularised": "gradients.regularised",
+    "Relative": "gradients.steps",
     "Relaxation": "solvers.relaxation",
     "Saddle": "solvers.saddle",
+    "Score": "gradients.score",
     "SingularWarning": "solution",
     "Solution": "solution",
     "SolveError": "solution",
@@ -73,29 +105,52 @@ _HOMES = {
     "Spread": "solvers.spread",
     "Stats": "solution",
     "Status": "solution",
+    "SumOfGamma": "gradients.noise",
+    "UnitNorm": "gradients.identity",
     "argmin": "declare",
     "bilevel": "declare",
     "datasets": "",
+    "losses": "",
 }
 __all__ = [
+    "IMLE",
+    "Absolute",
     "ActiveSet",
+    "Adaptive",
+    "Additive",
+    "AtCentre",
     "Auto",
     "BigradError",
     "CapabilityError",
+    "Common",
     "DeclarationError",
     "Formula",
+    "Fresh",
     "Global",
+    "Gumbel",
+    "Identity",
     "Implicit",
     "InputError",
     "Interior",
+    "Interpolate",
     "Layer",
+    "LeaveOneOut",
+    "MeanFree",
     "Mehrotra",
     "Memory",
+    "Multiplicative",
+    "Normal",
+    "Normalised",
+    "Oracle",
+    "Perturbed",
     "Pieces",
     "Program",
     "Proximal",
+    "Regularised",
+    "Relative",
     "Relaxation",
     "Saddle",
+    "Score",
     "SingularWarning",
     "Solution",
     "SolveError",
@@ -104,9 +159,12 @@ __all__ = [
     "Spread",
     "Stats",
     "Status",
+    "SumOfGamma",
+    "UnitNorm",
     "argmin",
     "bilevel",
     "datasets",
+    "losses",
 ]
 
 

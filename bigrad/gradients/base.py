@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from bigrad.program import Program
@@ -34,9 +35,18 @@ class AbstractGradient(ABC):
         """
 
 
+Pull = Callable[["tuple[Tensor, ...]", tuple[bool, ...], "Tensor"], "tuple[Tensor | None, ...]"]
+"""A backward pass: theta, which of them want a gradient, and the cotangent, to one gradient (or None) each."""
+
+
 def attach(rule: AbstractGradient, program: Program, outcome: Outcome, w: Tensor, theta: tuple[Tensor, ...]) -> Tensor:
     """w, or its first entries, as a differentiable function of theta, by the rule."""
-    attached: Tensor = _function().apply(rule, program, outcome, w, *theta)
+    return attach_pull(partial(rule.pull_back, program, outcome), w, theta)
+
+
+def attach_pull(pull: Pull, w: Tensor, theta: tuple[Tensor, ...]) -> Tensor:
+    """w as a function of theta whose backward pass is `pull`; a copy, on w's device."""
+    attached: Tensor = _function().apply(pull, w, *theta)
     return attached
 
 
@@ -47,17 +57,13 @@ def _function() -> Any:
 
     class Attached(Function):
         @staticmethod
-        def forward(
-            ctx: Any, rule: AbstractGradient, program: Program, outcome: Outcome, w: Tensor, *theta: Tensor
-        ) -> Tensor:
-            ctx.rule, ctx.program, ctx.outcome = rule, program, outcome
+        def forward(ctx: Any, pull: Pull, w: Tensor, *theta: Tensor) -> Tensor:
+            ctx.pull = pull
             ctx.save_for_backward(*theta)
             return w.clone()
 
         @staticmethod
         def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
-            wanted = ctx.needs_input_grad[4:]
-            pulled = ctx.rule.pull_back(ctx.program, ctx.outcome, ctx.saved_tensors, wanted, cotangent)
-            return (None, None, None, None, *pulled)
+            return (None, None, *ctx.pull(ctx.saved_tensors, ctx.needs_input_grad[2:], cotangent))
 
     return Attached
