@@ -59,12 +59,14 @@ LADDER = [
     {"declare"},
     {"auto"},
     {"solvers", "gradients"},
+    {"oracles"},
     {"programs"},
     {"memory", "program"},
     {"sensitivity"},
     {"quadratic"},
     {"linear", "parallel", "processes", "sparse"},
     {"affine"},
+    {"oracle"},
     {"solution"},
 ]
 # Inside a folder too, a module imports only neighbours further down its list; those on one line do not know each other.
@@ -83,6 +85,11 @@ INSIDE = {
         {"base"},
     ],
     "gradients": [{"implicit", "proximal"}, {"base"}],
+    "oracles": [
+        {"assignment", "flow", "given", "grid", "knapsack", "paths", "top", "tour", "tree"},
+        {"held_karp", "network"},
+        {"domain"},
+    ],
     "programs": [
         {"saddle"},
         {"single"},
