@@ -20,6 +20,15 @@ if TYPE_CHECKING:
     from bigrad.gradients.proximal import Proximal
     from bigrad.layer import Layer
     from bigrad.memory import Memory
+    from bigrad.oracles.assignment import Assignment
+    from bigrad.oracles.flow import Flow
+    from bigrad.oracles.given import Given
+    from bigrad.oracles.grid import GridPath
+    from bigrad.oracles.knapsack import Knapsack
+    from bigrad.oracles.paths import GraphPath
+    from bigrad.oracles.top import TopK
+    from bigrad.oracles.tour import Tour
+    from bigrad.oracles.tree import SpanningTree
     from bigrad.program import Program
     from bigrad.solution import (
         BigradError,
@@ -48,15 +57,21 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "ActiveSet": "solvers.active_set",
+    "Assignment": "oracles.assignment",
     "Auto": "auto",
     "BigradError": "solution",
     "CapabilityError": "solution",
     "DeclarationError": "solution",
+    "Flow": "oracles.flow",
     "Formula": "solvers.formula",
+    "Given": "oracles.given",
     "Global": "solvers.certificate",
+    "GraphPath": "oracles.paths",
+    "GridPath": "oracles.grid",
     "Implicit": "gradients.implicit",
     "InputError": "solution",
     "Interior": "solvers.interior",
+    "Knapsack": "oracles.knapsack",
     "Layer": "layer",
     "Mehrotra": "solvers.mehrotra",
     "Memory": "memory",
@@ -69,25 +84,34 @@ _HOMES = {
     "Solution": "solution",
     "SolveError": "solution",
     "SolveWarning": "solution",
+    "SpanningTree": "oracles.tree",
     "Sparse": "solvers.sparse",
     "Spread": "solvers.spread",
     "Stats": "solution",
     "Status": "solution",
+    "TopK": "oracles.top",
+    "Tour": "oracles.tour",
     "argmin": "declare",
     "bilevel": "declare",
     "datasets": "",
 }
 __all__ = [
     "ActiveSet",
+    "Assignment",
     "Auto",
     "BigradError",
     "CapabilityError",
     "DeclarationError",
+    "Flow",
     "Formula",
+    "Given",
     "Global",
+    "GraphPath",
+    "GridPath",
     "Implicit",
     "InputError",
     "Interior",
+    "Knapsack",
     "Layer",
     "Mehrotra",
     "Memory",
@@ -100,10 +124,13 @@ __all__ = [
     "Solution",
     "SolveError",
     "SolveWarning",
+    "SpanningTree",
     "Sparse",
     "Spread",
     "Stats",
     "Status",
+    "TopK",
+    "Tour",
     "argmin",
     "bilevel",
     "datasets",

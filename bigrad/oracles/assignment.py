@@ -79,7 +79,9 @@ class Assignment(Oracle):
             _assign(tables, pairs)
         else:
             least = NUMBERS_A_THREAD // costs.shape[1] + 1
-            thread_map(lambda part: _assign(tables[part[0] : part[-1] + 1], pairs[part[0] : part[-1] + 1]), len(costs), least)
+            thread_map(
+                lambda part: _assign(tables[part[0] : part[-1] + 1], pairs[part[0] : part[-1] + 1]), len(costs), least
+            )
         return taken
 
 

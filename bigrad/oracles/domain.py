@@ -32,12 +32,17 @@ def admit(
             f"{name}: {len(given)} rows of costs for {items} feasible sets; give a multiple of {items} rows, or pick with at()."
         )
     found = given.astype(np.float64, copy=False)
-    if not np.isfinite(found).all():
-        row, at = np.argwhere(~np.isfinite(found))[0]
-        raise InputError(f"{name}: cost {at} of item {row} of the batch is {found[row, at]}; costs must be finite.")
+    if not found.size:
+        return found
+    low, high = float(found.min()), float(found.max())  # NaN if any is
+    if not max(-low, high) * found.shape[1] < np.inf:
+        row, at = np.argwhere(~(abs(found) < np.inf) | (abs(found) == max(-low, high)))[0]
+        raise InputError(
+            f"{name}: cost {at} of item {row} of the batch is {found[row, at]:g}; costs must be finite, and so must their sums."
+        )
     if clamp is not None:
         return np.maximum(found, clamp)
-    if least > -np.inf and (found < least).any():
+    if low < least:
         row, at = np.argwhere(found < least)[0]
         raise InputError(
             f"{name}: cost {at} of item {row} of the batch is {found[row, at]:g}, below {least:g}, the least that this oracle takes; "
@@ -70,7 +75,9 @@ def count_items(name: str, **fields: tuple[np.ndarray, int]) -> int | None:
     sizes = {}
     for what, (array, dims) in fields.items():
         if array.ndim not in (dims, dims + 1):
-            raise DeclarationError(f"{name}: {what} has shape {array.shape}; give {dims} dimensions, or one more for items.")
+            raise DeclarationError(
+                f"{name}: {what} has shape {array.shape}; give {dims} dimensions, or one more for items."
+            )
         if array.ndim > dims:
             sizes[what] = len(array)
     if len(set(sizes.values())) > 1 or 0 in sizes.values():

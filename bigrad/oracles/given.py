@@ -50,7 +50,9 @@ class Given(Oracle):
         if self.items is not None and not len(self.items):
             raise DeclarationError("Given: items is empty; give one for each item, or None.")
         if not np.isin(np.asarray(self.sense), [-1.0, 1.0]).all():
-            raise DeclarationError(f"Given: sense={self.sense!r:.80} must be +1 where costs are minimised and -1 where maximised.")
+            raise DeclarationError(
+                f"Given: sense={self.sense!r:.80} must be +1 where costs are minimised and -1 where maximised."
+            )
         check_clamp("Given", self.clamp, self.least)
 
     def at(self, items: Any) -> Given:
@@ -72,7 +74,9 @@ class Given(Oracle):
             answer = self._each(costs, more)
         if not np.isfinite(answer).all():
             row, at = np.argwhere(~np.isfinite(answer))[0]
-            raise InputError(f"Given: the function returned {answer[row, at]} as decision {at} of item {row} of the batch.")
+            raise InputError(
+                f"Given: the function returned {answer[row, at]} as decision {at} of item {row} of the batch."
+            )
         return answer
 
     def _each(self, costs: np.ndarray, more: list[Any]) -> np.ndarray:

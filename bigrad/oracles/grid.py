@@ -32,7 +32,8 @@ class GridPath(Oracle):
 
     neighbours: 8, or 4 without diagonals. source, target: (row, column), negative ones counted from the end, or one for
     each item, (items, 2); see `bigrad.oracles.domain` for how rows find their item. Costs must be at least 0; `clamp`
-    (at least 0) raises lower ones to itself instead of refusing them with InputError.
+    (at least 0) raises lower ones to itself instead of refusing them with InputError. Made for maps of up to about a
+    thousand tiles; on larger ones GraphPath, with each arc at the cost of the tile that it enters, is faster.
 
     Ties: each tile is entered from the neighbour nearest to the source, of these from the one with the fewest tiles
     behind it, of these from the first in the order of the map; other maps of the batch play no part.
@@ -72,7 +73,9 @@ class GridPath(Oracle):
 
     def at(self, items: Any) -> GridPath:
         """The oracle of some of its items, in this order."""
-        return replace(self, source=picked(np.asarray(self.source), 1, items), target=picked(np.asarray(self.target), 1, items))
+        return replace(
+            self, source=picked(np.asarray(self.source), 1, items), target=picked(np.asarray(self.target), 1, items)
+        )
 
     def solve(self, costs: np.ndarray) -> np.ndarray:
         """Visited tiles, 0 or 1."""

@@ -104,10 +104,8 @@ class GraphPath(Oracle):
         for first in range(0, len(costs), step):
             part = slice(first, first + step)
             by_head = np.take(costs[part].T, network.order, axis=0)
-            if network.levels is None:
-                found = self._distances(costs[part], source[part])
-            else:
-                found = network.distances(by_head, source[part])
+            cyclic = network.levels is None
+            found = self._distances(costs[part], source[part]) if cyclic else network.distances(by_head, source[part])
             last = network.last_arcs(by_head, found, source[part])
             taken[part, network.order] = follow(last, network.tail, target[part], source[part])
         return taken

@@ -43,7 +43,9 @@ class SpanningTree(Oracle):
         count, part = connected_components(graph, directed=False)
         if count > 1:
             apart = int(np.flatnonzero(part != part[0])[0])
-            raise DeclarationError(f"SpanningTree: no edges connect node 0 with node {apart}, so no tree spans the graph.")
+            raise DeclarationError(
+                f"SpanningTree: no edges connect node 0 with node {apart}, so no tree spans the graph."
+            )
 
     @cached_property
     def _ends(self) -> tuple[np.ndarray, np.ndarray]:
