@@ -1,6 +1,7 @@
 """Oracles against the list of all decisions on small problems, against other libraries on large ones, and what they refuse."""
 
 import itertools
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -498,3 +499,17 @@ def test_tours_of_more_cities_by_constraint_programming():
     for taken in found:
         assert nx.is_connected(nx.Graph(oracle.edges[taken > 0].tolist()))
         assert taken.sum() == 13
+
+
+@pytest.mark.parametrize(
+    ("module", "use"),
+    [
+        ("ortools.graph.python", lambda: bg.Flow(NETWORK, CAPACITIES, SUPPLIES)),
+        ("ortools.algorithms.python", lambda: bg.Knapsack(FINE, 5.0).solve(np.ones((1, 6)))),
+        ("ortools.sat.python", lambda: bg.Tour(13).solve(np.ones((1, 78)))),
+    ],
+)
+def test_oracles_that_need_ortools_say_so(module, use, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(bg.CapabilityError, match=r"OR-Tools: pip install 'bigrad\[ortools\]'"):
+        use()

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
 from scipy.sparse.csgraph import connected_components
+
+
+class Level(NamedTuple):
+    """Nodes that are as far from the start, the arcs into them, where those come from, and the first of them for each node."""
+
+    nodes: slice
+    arcs: slice
+    tail: np.ndarray
+    starts: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -15,8 +25,8 @@ class Network:
     """Nodes and arcs, renumbered: arcs sorted by their head, nodes of a graph without cycles by their level.
 
     rank: (nodes,) new number of a node. order: (n,) old number of an arc. tail, head: (n,) in new numbers. starts: where
-    the arcs into each of the nodes `entered` begin. levels: for a graph without cycles, the slices of its nodes, arcs and
-    starts, one a level, but for the nodes that nothing enters; None for other graphs.
+    the arcs into each of the nodes `entered` begin. levels: of a graph without cycles, but for the nodes that nothing enters;
+    None for other graphs.
     """
 
     rank: np.ndarray
@@ -25,7 +35,7 @@ class Network:
     head: np.ndarray
     starts: np.ndarray
     entered: np.ndarray
-    levels: list[tuple[slice, slice, slice]] | None
+    levels: list[Level] | None
 
     @staticmethod
     def of(tail: np.ndarray, head: np.ndarray, nodes: int) -> Network:
@@ -43,10 +53,10 @@ class Network:
         every = np.arange(batch)
         found[source, every] = 0
         entered = len(source) > 0 and source.max() >= len(self.rank) - len(self.entered)
-        for nodes, arcs, starts in self.levels:
-            ways = found[self.tail[arcs]]
+        for nodes, arcs, tail, starts in self.levels:
+            ways = found.take(tail, axis=0)
             ways += costs[arcs]
-            np.minimum.reduceat(ways, self.starts[starts] - arcs.start, axis=0, out=found[nodes])
+            np.minimum.reduceat(ways, starts, axis=0, out=found[nodes])
             if entered:  # what enters a source is out of its reach
                 found[source, every] = 0
         return found
@@ -57,8 +67,7 @@ class Network:
         The first arc with d(tail) + c == d(head); with cycles arcs that cost nothing come last, see `_behind`.
         """
         n = len(self.order)
-        start, place = found[self.tail], np.arange(n)[:, None]
-        end = found[self.head]
+        start, end, place = found.take(self.tail, axis=0), found.take(self.head, axis=0), np.arange(n)[:, None]
         tight = start + costs == end
         last = np.empty(found.shape, np.int64)
         if self.levels is not None:
@@ -111,7 +120,7 @@ def _network(tail_bytes: bytes, head_bytes: bytes, nodes: int) -> Network:
         of_nodes, of_arcs, of_starts = (
             slice(*(int(i) for i in np.searchsorted(values, [k, k + 1]))) for values in (at, at[head], at[entered])
         )
-        levels.append((of_nodes, of_arcs, of_starts))
+        levels.append(Level(of_nodes, of_arcs, tail[of_arcs], starts[of_starts] - of_arcs.start))
     return Network(rank, order, tail, head, starts, entered, levels)
 
 

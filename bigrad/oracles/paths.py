@@ -130,9 +130,10 @@ def follow(last: np.ndarray, tail: np.ndarray, target: np.ndarray, source: np.nd
     every, at, n = np.arange(len(target)), target, len(tail)
     taken = np.zeros((len(target), n + 1))  # those that have arrived take the last, which is none
     last[source, every] = n
-    ends = np.r_[tail, 0]
+    ends, ways = np.r_[tail, 0], []
     while (going := at != source).any():
-        arc = last[at, every]
-        taken[every, arc] = 1
-        at = np.where(going, ends[arc], at)
+        ways.append(last[at, every])
+        at = np.where(going, ends[ways[-1]], source)
+    if ways:
+        taken[every, ways] = 1
     return taken[:, :n]

@@ -78,9 +78,9 @@ class Tour(Oracle):
         return model, [way for _, _, way in ways]
 
     def _prove(self, costs: np.ndarray) -> np.ndarray:
+        blank, ways = self._model
         from ortools.sat.python import cp_model
 
-        blank, ways = self._model
         taken, edges = np.empty(costs.shape), costs.shape[1]
         for cost, answer in zip(costs, taken, strict=True):
             model = blank.clone()
