@@ -36,7 +36,7 @@ class GridPath(Oracle):
     thousand tiles; on larger ones GraphPath, with each arc at the cost of the tile that it enters, is faster.
 
     Ties: each tile is entered from the neighbour nearest to the source, of these from the one with the fewest tiles
-    behind it, of these from the first in the order of the map; other maps of the batch play no part.
+    behind it, of these from the first in the order of the map.
     """
 
     height: int
@@ -92,42 +92,53 @@ class GridPath(Oracle):
     def _jumps(self, costs: np.ndarray, source: np.ndarray) -> np.ndarray:
         """What leads from each tile to the one before it, (n, batch), added to its index; anything at the source."""
         h, w, batch = self.height, self.width, len(costs)
+        places = source // w, source % w, np.arange(batch)
         tile_costs = np.ascontiguousarray(costs.T).reshape(h, w, batch)
-        rows, columns, every = source // w, source % w, np.arange(batch)
-        small = np.int16 if 9 * h * w < 2**15 else np.int32
-        padded = np.full((h + 2, w + 2, batch), np.inf)
-        distance, low = padded[1:-1, 1:-1], np.empty((h, w, batch))
-        distance[rows, columns, every] = tile_costs[rows, columns, every]
-        reached = np.zeros((h + 2, w + 2, batch), small)  # the sweep that found the distance: tiles behind it, times 9
-        inside, mark = reached[1:-1, 1:-1], np.empty((h, w, batch), small)
-        new, nearer = np.empty((h, w, batch)), np.empty((h, w, batch), bool)
-        across = np.empty((h + 2, w, batch))
-        for sweep in range(1, h * w + 1):
-            nearest(padded, self.neighbours, across, low)
-            np.add(low, tile_costs, out=new)
-            np.less(new, distance, out=nearer)
-            if not nearer.any():
-                break
-            np.multiply(nearer, small(9 * sweep), out=mark)
-            np.maximum(inside, mark, out=inside)
-            np.minimum(distance, new, out=distance)
-        return self._choose(padded, reached, low)
-
-    def _choose(self, padded: np.ndarray, reached: np.ndarray, low: np.ndarray) -> np.ndarray:
-        h, w, batch = low.shape
+        padded, reached, low = distances(tile_costs, places, self.neighbours)
+        moves = [
+            (i, j) for i in (0, 1, 2) for j in (0, 1, 2) if (i, j) != (1, 1) and (self.neighbours == 8 or 1 in (i, j))
+        ]
         none = np.iinfo(reached.dtype).max
         best, key = np.full(low.shape, none, reached.dtype), np.empty(low.shape, reached.dtype)
-        moves = [(i, j) for i in (0, 1, 2) for j in (0, 1, 2) if (i, j) != (1, 1)]
-        if self.neighbours == 4:
-            moves = [m for m in moves if 1 in m]
         for k, (i, j) in enumerate(moves):
             there = slice(i, i + h), slice(j, j + w)
             np.add(reached[there], reached.dtype.type(k), out=key)
             np.copyto(key, none, where=padded[there] != low)
             np.minimum(best, key, out=best)
-        jumps = np.array([(i - 1) * w + j - 1 for i, j in moves] + [0])
-        np.remainder(best, 9, out=best)
-        return jumps[np.minimum(best, len(moves))].reshape(h * w, batch)
+        jumps = np.array([(i - 1) * w + j - 1 for i, j in moves])
+        return jumps[np.minimum(best % 9, len(moves) - 1)].reshape(h * w, batch)
+
+
+def distances(
+    costs: np.ndarray, places: tuple[np.ndarray, np.ndarray, np.ndarray], neighbours: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The distance of every tile and how it was reached, (h + 2, w + 2, batch), and the least among its neighbours.
+
+    costs: (h, w, batch); places: rows, columns and numbers of the sources. The distance is infinite around the map. How
+    a tile was reached is told by the sweep that found its distance, times 9: the fewest tiles behind it on a cheapest
+    path. So tiles that cost nothing lead back in no circle. Sweep k is over the tiles within k of a source.
+    """
+    h, w, batch = costs.shape
+    kind = np.int16 if 9 * h * w < 2**15 else np.int32
+    padded, reached = np.full((h + 2, w + 2, batch), np.inf), np.zeros((h + 2, w + 2, batch), kind)
+    distance, inside = padded[1:-1, 1:-1], reached[1:-1, 1:-1]
+    low, new, across = np.empty_like(costs), np.empty_like(costs), np.empty((h + 2, w, batch))
+    nearer, mark = np.empty(costs.shape, bool), np.empty(costs.shape, kind)
+    distance[places] = costs[places]
+    (top, bottom), (left, right) = ((int(p.min()), int(p.max()) + 1) for p in places[:2])
+    sweep, whole = 0, max(top, left, h - bottom, w - right)
+    while True:
+        sweep += 1
+        rows, columns = (max(top - sweep, 0), min(bottom + sweep, h)), (max(left - sweep, 0), min(right + sweep, w))
+        part, around = (slice(*rows), slice(*columns)), (slice(rows[0], rows[1] + 2), slice(columns[0], columns[1] + 2))
+        nearest(padded[around], neighbours, across[around[0], part[1]], low[part])
+        np.add(low[part], costs[part], out=new[part])
+        np.less(new[part], distance[part], out=nearer[part])
+        if sweep > whole and not nearer.any():
+            return padded, reached, low
+        np.multiply(nearer[part], kind(9 * sweep), out=mark[part])
+        np.maximum(inside[part], mark[part], out=inside[part])
+        np.minimum(distance[part], new[part], out=distance[part])
 
 
 def nearest(padded: np.ndarray, neighbours: int, across: np.ndarray, low: np.ndarray) -> None:
