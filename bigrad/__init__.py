@@ -32,6 +32,15 @@ if TYPE_CHECKING:
     from bigrad.layer import Layer
     from bigrad.memory import Memory
     from bigrad.oracle import Oracle
+    from bigrad.oracles.assignment import Assignment
+    from bigrad.oracles.flow import Flow
+    from bigrad.oracles.given import Given
+    from bigrad.oracles.grid import GridPath
+    from bigrad.oracles.knapsack import Knapsack
+    from bigrad.oracles.paths import GraphPath
+    from bigrad.oracles.top import TopK
+    from bigrad.oracles.tour import Tour
+    from bigrad.oracles.tree import SpanningTree
     from bigrad.program import Program
     from bigrad.solution import (
         BigradError,
@@ -63,15 +72,20 @@ _HOMES = {
     "ActiveSet": "solvers.active_set",
     "Adaptive": "gradients.steps",
     "Additive": "gradients.perturbation",
+    "Assignment": "oracles.assignment",
     "AtCentre": "gradients.baselines",
     "Auto": "auto",
     "BigradError": "solution",
     "CapabilityError": "solution",
     "Common": "gradients.draws",
     "DeclarationError": "solution",
+    "Flow": "oracles.flow",
     "Formula": "solvers.formula",
     "Fresh": "gradients.draws",
+    "Given": "oracles.given",
     "Global": "solvers.certificate",
+    "GraphPath": "oracles.paths",
+    "GridPath": "oracles.grid",
     "Gumbel": "gradients.noise",
     "IMLE": "gradients.imle",
     "Identity": "gradients.identity",
@@ -79,6 +93,7 @@ _HOMES = {
     "InputError": "solution",
     "Interior": "solvers.interior",
     "Interpolate": "gradients.interpolate",
+    "Knapsack": "oracles.knapsack",
     "Layer": "layer",
     "LeaveOneOut": "gradients.baselines",
     "MeanFree": "gradients.identity",
@@ -101,11 +116,14 @@ _HOMES = {
     "Solution": "solution",
     "SolveError": "solution",
     "SolveWarning": "solution",
+    "SpanningTree": "oracles.tree",
     "Sparse": "solvers.sparse",
     "Spread": "solvers.spread",
     "Stats": "solution",
     "Status": "solution",
     "SumOfGamma": "gradients.noise",
+    "TopK": "oracles.top",
+    "Tour": "oracles.tour",
     "UnitNorm": "gradients.identity",
     "argmin": "declare",
     "bilevel": "declare",
@@ -118,21 +136,27 @@ __all__ = [
     "ActiveSet",
     "Adaptive",
     "Additive",
+    "Assignment",
     "AtCentre",
     "Auto",
     "BigradError",
     "CapabilityError",
     "Common",
     "DeclarationError",
+    "Flow",
     "Formula",
     "Fresh",
+    "Given",
     "Global",
+    "GraphPath",
+    "GridPath",
     "Gumbel",
     "Identity",
     "Implicit",
     "InputError",
     "Interior",
     "Interpolate",
+    "Knapsack",
     "Layer",
     "LeaveOneOut",
     "MeanFree",
@@ -155,11 +179,14 @@ __all__ = [
     "Solution",
     "SolveError",
     "SolveWarning",
+    "SpanningTree",
     "Sparse",
     "Spread",
     "Stats",
     "Status",
     "SumOfGamma",
+    "TopK",
+    "Tour",
     "UnitNorm",
     "argmin",
     "bilevel",

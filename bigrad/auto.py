@@ -38,12 +38,14 @@ class Auto(AbstractSolver, AbstractGradient):
 
     def accepts(self, program: Program) -> str | None:
         """None, but for integers in a program that is not quadratic: some solver takes every other that could be declared."""
-        return self.choose(program)[0].accepts(program) if program.integers else None
+        asked = program.integers or program.combinatorial
+        return self.choose(program)[0].accepts(program) if asked else None
 
     def choose(self, program: Program) -> tuple[AbstractSolver, str]:
         """The solver that fits, and why."""
         from bigrad.solvers.active_set import ActiveSet
         from bigrad.solvers.certificate import Global
+        from bigrad.solvers.cuts import Cuts
         from bigrad.solvers.formula import Formula
         from bigrad.solvers.interior import Interior
         from bigrad.solvers.pieces import Pieces
@@ -51,6 +53,8 @@ class Auto(AbstractSolver, AbstractGradient):
         from bigrad.solvers.saddle import Saddle
         from bigrad.solvers.sparse import Sparse
 
+        if program.combinatorial:
+            return Cuts(), Cuts().choose(program)[1]
         if program.integers:
             return Global(), f"The leader has integer variables. {Global().choose(program)[1]}"
         if program.saddle is not None:

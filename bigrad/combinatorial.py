@@ -133,5 +133,7 @@ class Combinatorial:
         n, product = self.base.leaders, place.other >= 0
         felt = np.flatnonzero(product | ((place.one < n) == leader))
         mine = np.where(product & (not leader), place.other, place.one)[felt] - (0 if leader else n)
-        across = np.where(product, place.other - n if leader else place.one, 0)[felt]
-        return mine, felt, np.where(product[felt], other[:, across], 1.0)
+        weight, pair = np.ones((len(other), len(felt))), product[felt]
+        across = (place.other - n if leader else place.one)[felt]
+        weight[:, pair] = other[:, across[pair]]
+        return mine, felt, weight

@@ -67,9 +67,7 @@ class Layer(nn.Module):
         program.checked(self.solver)
         self.rule = _rule(program, self.gradient)
         if missing := self.rule.needs - program.offers:
-            raise CapabilityError(
-                f"{self.gradient} needs {', '.join(sorted(missing))}, which this program does not have."
-            )
+            raise CapabilityError(_refused(self.gradient, missing))
         parameters = [i.handle for i in program.inputs] if parameters is None else parameters
         self._order = [_position(p, program.inputs, "parameter") for p in parameters]
         if len(set(self._order)) < len(self._order):
@@ -108,12 +106,8 @@ class Layer(nn.Module):
         if not outcome.ok.all():
             w = torch.where(torch.as_tensor(outcome.ok[:, None], device=first.device), w, torch.nan)
         wanted = torch.is_grad_enabled() and any(t.requires_grad for t in theta)
-        if wanted or any(
-            unpack_dual(t).tangent is not None for t in theta
-        ):  # forward mode has no rule: attached, it raises
-            w = attach(self.rule, home, outcome, w, theta)
-        else:
-            w = w.clone()
+        forward = any(unpack_dual(t).tangent is not None for t in theta)  # it has no rule: attached, it raises
+        w = attach(self.rule, home, outcome, w, theta) if wanted or forward else w.clone()
         return self._typed(w if batched else w[0], shown, values)
 
     def _smoothed(
@@ -123,7 +117,9 @@ class Layer(nn.Module):
         fine = torch.as_tensor(np.flatnonzero(outcome.ok))
         rows = tuple(t.expand(len(outcome.z), -1).cpu()[fine] for t in theta)
         found = rule.values(self.program, self.solver, rows, np.asarray(outcome.w)[fine.numpy()])
-        w = torch.full((len(outcome.z), found.shape[1]), torch.nan, dtype=torch.float64).index_put((fine,), found.double())
+        w = torch.full((len(outcome.z), found.shape[1]), torch.nan, dtype=torch.float64).index_put(
+            (fine,), found.double()
+        )
         return self._typed(w if batched else w[0], self._variables, values)
 
     @staticmethod
@@ -216,6 +212,20 @@ def _rule(program: Program, gradient: AbstractGradient | Joint) -> AbstractGradi
     if not isinstance(rule, AbstractEstimator):
         return rule
     return Levels(rule) if program.combinatorial.base.followers else Joint(rule)
+
+
+def _refused(gradient: AbstractGradient | Joint, missing: frozenset[str]) -> str:
+    """Why a rule does not fit a program, and which do."""
+    if "costs" in missing:
+        return (
+            f"{gradient} estimates gradients in costs of decisions, which this program does not have. Use Implicit()."
+        )
+    if "kkt" in missing:
+        return (
+            f"{gradient} needs optimality conditions, which a program with integers does not have. "
+            "Rules that work here: Interpolate, Identity, Perturbed, IMLE, alone or in Joint(…)."
+        )
+    return f"{gradient} needs {', '.join(sorted(missing))}, which this program does not have."
 
 
 def _outputs(program: Program, variables: Sequence[Any]) -> list[Unknown]:

@@ -261,7 +261,8 @@ class Program:
         """The solver, `Auto()` for None, refused with its own sentence where it cannot take this program."""
         solver = self.default if solver is None else solver
         if reason := solver.accepts(self):
-            raise CapabilityError(reason)
+            kind = f"{solver} needs continuous variables; this program is {self.combinatorial and self.combinatorial.kind}. Use Cuts()."
+            raise CapabilityError(kind if self.combinatorial else reason)
         return solver
 
     def explain(self, solver: Solver | None = None) -> str:

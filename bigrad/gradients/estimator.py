@@ -36,7 +36,7 @@ class AbstractEstimator(AbstractGradient):
     `rule(oracle)` is a torch function of costs, (n,) or (batch, n); see `Differentiable`.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"oracle"})
+    needs: ClassVar[frozenset[str]] = frozenset({"costs"})
 
     @abstractmethod
     def estimate(self, oracle: Oracle, costs: np.ndarray) -> tuple[np.ndarray, Back]:

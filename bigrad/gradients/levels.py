@@ -66,7 +66,8 @@ class Levels(AbstractGradient):
                 grad[fine] = part
         shaped = [v if t.ndim > 1 else v.sum(0) for v, t in zip(grads, theta, strict=True)]
         return tuple(
-            torch.as_tensor(v, device=cotangent.device) if want else None for v, want in zip(shaped, wanted, strict=True)
+            torch.as_tensor(v, device=cotangent.device) if want else None
+            for v, want in zip(shaped, wanted, strict=True)
         )
 
 

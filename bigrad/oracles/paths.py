@@ -1,0 +1,139 @@
+"""GraphPath: the cheapest path in a directed graph, by levels where it has no cycle, else by Dijkstra's algorithm.
+
+Dijkstra, "A note on two problems in connexion with graphs", 1959. The graphs of many items are put side by side, so that
+one call of scipy solves them all; that halves the time a 12 x 12 map takes, and small graphs take a tenth. Only the
+distances are scipy's: the paths are read off here, so that no path depends on the other items of its batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+from scipy.sparse.csgraph import breadth_first_order, dijkstra
+
+from bigrad.oracle import Oracle
+from bigrad.oracles.domain import admit, by_row, check_clamp, count_items, ends, picked, whole
+from bigrad.oracles.network import Network
+from bigrad.solution import DeclarationError
+
+ARCS_AT_ONCE = 2**15
+"""Arcs of all items that are looked at together."""
+
+
+@dataclass(frozen=True, eq=False)
+class GraphPath(Oracle):
+    """Cheapest path over arcs; costs and decisions (batch, n), one for each arc, 1 on the path.
+
+        y*(c) = argmin { c'y : y in {0, 1}^n are the arcs of a path from source to target }
+
+    arcs: (n, 2), from and to, nodes counted from 0; parallel arcs are allowed. source, target: a node, or one for each
+    item, (items,); see `bigrad.oracles.domain` for how rows find their item. Where the graph has no cycle, costs may
+    have any sign; otherwise they must be at least 0, and lower ones are refused with InputError. `clamp` (at least 0
+    where there are cycles) raises lower ones to itself instead. DeclarationError where a target cannot be reached.
+
+    Ties: walking back from the target, each node is left by the first of the arcs that end a cheapest way to it. With
+    cycles, an arc that costs nothing is taken only where none that costs does it, and as few of them as possible.
+    """
+
+    arcs: Any
+    nodes: int
+    source: Any = 0
+    target: Any = -1
+    clamp: float | None = None
+
+    def __post_init__(self) -> None:
+        check_clamp("GraphPath", self.clamp, self._least)
+        self._check_reach()
+
+    @cached_property
+    def _arcs(self) -> tuple[np.ndarray, np.ndarray]:
+        return ends("GraphPath", self.arcs, self.nodes)
+
+    @cached_property
+    def _network(self) -> Network:
+        return Network.of(*self._arcs, self.nodes)
+
+    @property
+    def _least(self) -> float:
+        return 0.0 if self._network.levels is None else -np.inf
+
+    @cached_property
+    def _ends(self) -> tuple[np.ndarray, np.ndarray]:
+        places = []
+        for what, value in (("source", self.source), ("target", self.target)):
+            node = whole("GraphPath", what, value)
+            if (node < -self.nodes).any() or (node >= self.nodes).any():
+                raise DeclarationError(f"GraphPath: {what} {value!r:.80} is not among {self.nodes} nodes.")
+            places.append(node % self.nodes)
+        return places[0], places[1]
+
+    @cached_property
+    def _items(self) -> int | None:
+        source, target = self._ends
+        return count_items("GraphPath", source=(source, 0), target=(target, 0))
+
+    def _check_reach(self) -> None:
+        rows = self._items or 1
+        source, target = (by_row(e, 0, rows) for e in self._ends)
+        tail, head = self._arcs
+        graph = sp.csr_array((np.ones(len(tail)), (tail, head)), shape=(self.nodes, self.nodes))
+        for start in np.unique(source):
+            reached = breadth_first_order(graph, start, return_predecessors=False)
+            lost = np.flatnonzero((source == start) & ~np.isin(target, reached))
+            if len(lost):
+                of = f" of item {lost[0]}" if self._items else ""
+                raise DeclarationError(
+                    f"GraphPath: the target {target[lost[0]]}{of} cannot be reached from the source {start} along these arcs."
+                )
+
+    def at(self, items: Any) -> GraphPath:
+        """The oracle of some of its items, in this order."""
+        source, target = (picked(e, 0, items) for e in self._ends)
+        return replace(self, source=source, target=target)
+
+    def solve(self, costs: np.ndarray) -> np.ndarray:
+        """The arcs of the path, 0 or 1."""
+        costs = admit("GraphPath", costs, len(self._arcs[0]), self._least, self.clamp, self._items)
+        network, taken = self._network, np.empty(costs.shape)
+        source, target = (network.rank[by_row(e, 0, len(costs))] for e in self._ends)
+        step = max(8, ARCS_AT_ONCE // costs.shape[1])
+        for first in range(0, len(costs), step):
+            part = slice(first, first + step)
+            by_head = np.take(costs[part].T, network.order, axis=0)
+            cyclic = network.levels is None
+            found = self._distances(costs[part], source[part]) if cyclic else network.distances(by_head, source[part])
+            last = network.last_arcs(by_head, found, source[part])
+            taken[part, network.order] = follow(last, network.tail, target[part], source[part])
+        return taken
+
+    def _distances(self, costs: np.ndarray, source: np.ndarray) -> np.ndarray:
+        """From the source to every node, (nodes, batch), inf where there is no way."""
+        (by_tail, to, starts), nodes, shift = self._rows, self.nodes, np.arange(len(costs))[:, None]
+        ahead = (to + nodes * shift).ravel(), np.r_[(starts + len(to) * shift).ravel(), costs.size]
+        graph = sp.csr_array((costs[:, by_tail].ravel(), *ahead), shape=(nodes * len(costs), nodes * len(costs)))
+        found = dijkstra(graph, indices=source + nodes * shift[:, 0], min_only=True)
+        return np.ascontiguousarray(found.reshape(-1, nodes).T)
+
+    @cached_property
+    def _rows(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        tail, head = self._arcs
+        by_tail = np.argsort(tail, kind="stable")
+        return by_tail, head[by_tail], np.searchsorted(tail[by_tail], np.arange(self.nodes))
+
+
+def follow(last: np.ndarray, tail: np.ndarray, target: np.ndarray, source: np.ndarray) -> np.ndarray:
+    """The arcs on the way back from target to source, 0 or 1, (batch, n); last: (nodes, batch), how each is reached."""
+    every, at, n = np.arange(len(target)), target, len(tail)
+    taken = np.zeros((len(target), n + 1))  # those that have arrived take the last, which is none
+    last[source, every] = n
+    ends, ways = np.r_[tail, 0], []
+    while (going := at != source).any():
+        ways.append(last[at, every])
+        at = np.where(going, ends[ways[-1]], source)
+    if ways:
+        taken[every, ways] = 1
+    return taken[:, :n]

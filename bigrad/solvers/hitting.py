@@ -1,0 +1,219 @@
+"""Interdiction against any oracle: branch on what the follower's answer is made of. After Israeli and Wood, "Shortest-path
+network interdiction", Networks 40 (2002), whose covering decomposition this turns into a tree.
+
+    max over x in X of V(x) - c'x,   V(x) = min over y of (d + D'x)'y,   X: binary x with weight'x <= budget
+
+Whatever the follower has once answered, y, bounds every x: V(x) - c'x <= d'y + p'x with p = D y - c. So a decision that is
+better than x must add an element e with p_e > 0, y the answer to x. A node fixes some elements in and some out; its bound
+is the least of d'y + max p'x over the answers y that are known, the inner maximum by filling the budget greedily, the last
+element in part. Nodes are taken best bound first, many at a time, and the oracle answers them in one call.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from bigrad.oracle import Oracle
+from bigrad.solution import Status
+
+WIDTH = 24
+"""Nodes of an item that are asked about at once."""
+KNOWN = 48
+"""Answers that bound the nodes of an item: the cheapest of those known, and all that are new."""
+LESS = 1e-9
+"""An improvement smaller than this, relative to 1 + the value, is none."""
+
+
+class Games(NamedTuple):
+    """A batch of programs: d (batch, follower's); D as places rows, columns (entries,) with values (batch, entries); c (batch,
+    leader's); weight (leader's,) and budget, infinite where there is none."""
+
+    d: np.ndarray
+    rows: np.ndarray
+    columns: np.ndarray
+    values: np.ndarray
+    c: np.ndarray
+    weight: np.ndarray
+    budget: float
+
+    def costs(self, item: np.ndarray, x: np.ndarray) -> np.ndarray:
+        """What the follower pays at decisions x (count, leader's) of these items."""
+        found = self.d[item]
+        np.add.at(found.T, self.columns, (x[:, self.rows] * self.values[item]).T)
+        return found
+
+    def slopes(self, item: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """p of answers y, (count, follower's)."""
+        found = -self.c[item]
+        np.add.at(found.T, self.rows, (y[:, self.columns] * self.values[item]).T)
+        return found
+
+
+class Result(NamedTuple):
+    """x, y: (batch, …); value and proven bound of what the leader maximises; status, asked: follower's solves; nodes."""
+
+    x: np.ndarray
+    y: np.ndarray
+    value: np.ndarray
+    bound: np.ndarray
+    status: list[Status]
+    asked: np.ndarray
+    nodes: np.ndarray
+
+
+@dataclass
+class Bounds:
+    """The answers known for one item, each as its constant and its slopes, sorted from the best element down."""
+
+    constant: np.ndarray
+    order: np.ndarray
+    slope: np.ndarray
+    weight: np.ndarray
+
+    @staticmethod
+    def of(game: Games, i: int, y: np.ndarray) -> Bounds:
+        """Answers y, (count, follower's), for item i."""
+        p = game.slopes(np.full(len(y), i), y)
+        ratio = p / np.maximum(game.weight, LESS)
+        count = max(int((p > 0).sum(1).max(initial=0)), 1)
+        order = np.argsort(-ratio, axis=1, kind="stable")[:, :count]
+        slope = np.maximum(np.take_along_axis(p, order, 1), 0.0)
+        return Bounds(y @ game.d[i], order, slope, game.weight[order]).with_all(p)
+
+    def with_all(self, p: np.ndarray) -> Bounds:
+        """Keeps the full slopes, for what is fixed in."""
+        self.full = p
+        return self
+
+    def __call__(self, taken: np.ndarray, out: np.ndarray, left: np.ndarray) -> np.ndarray:
+        """The bound of nodes: taken, out (nodes, leader's) bool; left (nodes,) of the budget."""
+        fixed = self.constant + taken @ self.full.T
+        free = ~(taken | out)[:, self.order]
+        weight = np.where(free, self.weight, 0.0)
+        before = np.cumsum(weight, 2) - weight
+        room = np.clip(left[:, None, None] - before, 0.0, weight)
+        share = np.divide(room, weight, out=free.astype(float), where=weight > 0)
+        return (fixed + (share * self.slope).sum(2)).min(1)
+
+
+def search(
+    game: Games, follower: Oracle, known: list[np.ndarray], guesses: np.ndarray, gap: float, time_limit: float
+) -> Result:
+    """Solve a batch. known: answers (follower's,) that are feasible whatever the costs, to which new ones are added. guesses:
+    (count, leader's), decisions to try first."""
+    batch, n = game.c.shape
+    end = time.perf_counter() + time_limit * batch
+    best, best_x = np.full(batch, -np.inf), np.zeros((batch, n))
+    best_y = np.zeros((batch, game.d.shape[1]))
+    asked, nodes = np.zeros(batch, int), np.zeros(batch, int)
+    bounds: list[Bounds | None] = [None] * batch
+    seen = {y.tobytes() for y in known}
+    pool = np.array(known) if known else np.zeros((0, game.d.shape[1]))
+    mine: list[list[np.ndarray]] = [[] for _ in range(batch)]
+    open_: list[Front] = [Front.root(n) for _ in range(batch)]
+    if len(pool):
+        for i in range(batch):
+            cheap = np.argsort(pool @ game.d[i], kind="stable")[:KNOWN]
+            mine[i] = list(pool[cheap])
+            bounds[i] = Bounds.of(game, i, pool[cheap])
+
+    def ask(item: np.ndarray, x: np.ndarray) -> np.ndarray:
+        costs = game.costs(item, x)
+        y = follower.solve(costs * follower.sense)
+        value = (costs * y).sum(1) - (game.c[item] * x).sum(1)
+        np.add.at(asked, item, 1)
+        for k in np.flatnonzero(value > best[item]):
+            i = item[k]
+            if value[k] > best[i]:
+                best[i], best_x[i], best_y[i] = value[k], x[k], y[k]
+        for row in y:
+            if (key := row.tobytes()) not in seen:
+                seen.add(key)
+                known.append(row)
+        return y
+
+    if len(guesses):
+        item = np.repeat(np.arange(batch), len(guesses))
+        y = ask(item, np.tile(guesses, (batch, 1)))
+        for i in range(batch):
+            mine[i] += list(y[item == i])
+            bounds[i] = Bounds.of(game, i, _unique(mine[i]))
+    while True:
+        live = [i for i in range(batch) if open_[i].prune(best[i] + gap * abs(best[i]) + LESS * (1 + abs(best[i])))]
+        if not live or time.perf_counter() > end:
+            break
+        fronts = [open_[i].take(WIDTH) for i in live]
+        item = np.repeat(live, [len(f.bound) for f in fronts])
+        taken, out = np.concatenate([f.taken for f in fronts]), np.concatenate([f.out for f in fronts])
+        y = ask(item, taken.astype(float))
+        np.add.at(nodes, item, 1)
+        slopes = game.slopes(item, y)
+        for i in live:
+            own = item == i
+            mine[i] = [*mine[i][-4 * KNOWN :], *y[own]]
+            bounds[i] = Bounds.of(game, i, _unique(mine[i]))
+            children = _children(game, taken[own], out[own], slopes[own])
+            if len(children[0]):
+                left = game.budget - children[0] @ game.weight
+                open_[i].add(*children, bounds[i](*children, left))
+    bound = np.array([max(best[i], open_[i].bound.max(initial=-np.inf)) for i in range(batch)])
+    status = [Status.GLOBAL if not len(open_[i].bound) else Status.OPEN for i in range(batch)]
+    return Result(best_x, best_y, best, bound, status, asked, nodes)
+
+
+@dataclass
+class Front:
+    """The open nodes of an item: elements taken and left out (nodes, leader's), bounds (nodes,)."""
+
+    taken: np.ndarray
+    out: np.ndarray
+    bound: np.ndarray
+
+    @staticmethod
+    def root(n: int) -> Front:
+        """Nothing decided."""
+        return Front(np.zeros((1, n), bool), np.zeros((1, n), bool), np.array([np.inf]))
+
+    def prune(self, value: float) -> bool:
+        """Drops what cannot be better than `value`; whether anything is left."""
+        keep = self.bound > value
+        if not keep.all():
+            self.taken, self.out, self.bound = self.taken[keep], self.out[keep], self.bound[keep]
+        return bool(len(self.bound))
+
+    def take(self, count: int) -> Front:
+        """Takes the nodes of the best bounds off."""
+        order = np.argsort(-self.bound, kind="stable")
+        first, rest = order[:count], order[count:]
+        found = Front(self.taken[first], self.out[first], self.bound[first])
+        self.taken, self.out, self.bound = self.taken[rest], self.out[rest], self.bound[rest]
+        return found
+
+    def add(self, taken: np.ndarray, out: np.ndarray, bound: np.ndarray) -> None:
+        """More nodes."""
+        self.taken, self.out = np.concatenate([self.taken, taken]), np.concatenate([self.out, out])
+        self.bound = np.concatenate([self.bound, bound])
+
+
+def _children(game: Games, taken: np.ndarray, out: np.ndarray, slopes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Each node's elements worth adding, best first: one is added, those before it are left out."""
+    left = game.budget - taken @ game.weight
+    worth = (slopes > 0) & ~taken & ~out & (game.weight <= left[:, None] + LESS)
+    order = np.argsort(-np.where(worth, slopes, -np.inf), axis=1, kind="stable")
+    node, rank = np.nonzero(np.take_along_axis(worth, order, 1))
+    element = order[node, rank]
+    more, less = taken[node].copy(), out[node].copy()
+    more[np.arange(len(node)), element] = True
+    places = np.empty_like(order)
+    np.put_along_axis(places, order, np.arange(order.shape[1])[None], 1)
+    less |= (places[node] < rank[:, None]) & worth[node]
+    return more, less
+
+
+def _unique(rows: list[np.ndarray]) -> np.ndarray:
+    """Without repetition, in order."""
+    return np.array(list({r.tobytes(): r for r in rows}.values()))
