@@ -22,6 +22,8 @@ from bigrad.solution import Status
 
 WIDTH = 24
 """Nodes of an item that are asked about at once."""
+CHUNK = 8
+"""Answers that bound nodes together, before those that are beaten are dropped."""
 KNOWN = 48
 """Answers that bound the nodes of an item: the cheapest of those known, and all that are new."""
 LESS = 1e-9
@@ -30,7 +32,7 @@ LESS = 1e-9
 
 class Games(NamedTuple):
     """A batch of programs: d (batch, follower's); D as places rows, columns (entries,) with values (batch, entries); c (batch,
-    leader's); weight (leader's,) and budget, infinite where there is none."""
+    leader's); weight (leader's,), positive, and budget."""
 
     d: np.ndarray
     rows: np.ndarray
@@ -67,37 +69,41 @@ class Result(NamedTuple):
 
 @dataclass
 class Bounds:
-    """The answers known for one item, each as its constant and its slopes, sorted from the best element down."""
+    """The answers known for one item: constants d'y and slopes p, and the elements worth adding from the best one down."""
 
     constant: np.ndarray
+    full: np.ndarray
     order: np.ndarray
-    slope: np.ndarray
+    ratio: np.ndarray
     weight: np.ndarray
 
     @staticmethod
     def of(game: Games, i: int, y: np.ndarray) -> Bounds:
         """Answers y, (count, follower's), for item i."""
         p = game.slopes(np.full(len(y), i), y)
-        ratio = p / np.maximum(game.weight, LESS)
+        ratio = np.maximum(p, 0.0) / game.weight
         count = max(int((p > 0).sum(1).max(initial=0)), 1)
         order = np.argsort(-ratio, axis=1, kind="stable")[:, :count]
-        slope = np.maximum(np.take_along_axis(p, order, 1), 0.0)
-        return Bounds(y @ game.d[i], order, slope, game.weight[order]).with_all(p)
+        return Bounds(y @ game.d[i], p, order, np.take_along_axis(ratio, order, 1), game.weight[order])
 
-    def with_all(self, p: np.ndarray) -> Bounds:
-        """Keeps the full slopes, for what is fixed in."""
-        self.full = p
-        return self
+    def __call__(self, taken: np.ndarray, out: np.ndarray, left: np.ndarray, beaten: float) -> np.ndarray:
+        """The bound of nodes: taken, out (nodes, leader's) bool; left (nodes,) of the budget. Where it falls to `beaten`,
+        the node is not looked at further."""
+        bound, free = np.full(len(taken), np.inf), ~(taken | out)
+        for first in range(len(self.constant) - 1, -1, -CHUNK):  # from the newest: made for nodes like these
+            live = np.flatnonzero(bound > beaten)
+            if not len(live):
+                break
+            part = slice(max(first - CHUNK + 1, 0), first + 1)
+            bound[live] = np.minimum(bound[live], self._least(part, taken[live], free[live], left[live]))
+        return bound
 
-    def __call__(self, taken: np.ndarray, out: np.ndarray, left: np.ndarray) -> np.ndarray:
-        """The bound of nodes: taken, out (nodes, leader's) bool; left (nodes,) of the budget."""
-        fixed = self.constant + taken @ self.full.T
-        free = ~(taken | out)[:, self.order]
-        weight = np.where(free, self.weight, 0.0)
-        before = np.cumsum(weight, 2) - weight
-        room = np.clip(left[:, None, None] - before, 0.0, weight)
-        share = np.divide(room, weight, out=free.astype(float), where=weight > 0)
-        return (fixed + (share * self.slope).sum(2)).min(1)
+    def _least(self, part: slice, taken: np.ndarray, free: np.ndarray, left: np.ndarray) -> np.ndarray:
+        """The least bound by some of the answers."""
+        fixed = self.constant[part] + taken @ self.full[part].T
+        weight = np.where(free[:, self.order[part]], self.weight[part], 0.0)
+        room = np.minimum(left[:, None, None] - np.cumsum(weight, 2), 0.0) + weight  # how much of each still fits
+        return (fixed + (np.maximum(room, 0.0) * self.ratio[part]).sum(2)).min(1)
 
 
 def search(
@@ -110,7 +116,7 @@ def search(
     best, best_x = np.full(batch, -np.inf), np.zeros((batch, n))
     best_y = np.zeros((batch, game.d.shape[1]))
     asked, nodes = np.zeros(batch, int), np.zeros(batch, int)
-    bounds: list[Bounds | None] = [None] * batch
+    bounds: dict[int, Bounds] = {}
     seen = {y.tobytes() for y in known}
     pool = np.array(known) if known else np.zeros((0, game.d.shape[1]))
     mine: list[list[np.ndarray]] = [[] for _ in range(batch)]
@@ -143,7 +149,8 @@ def search(
             mine[i] += list(y[item == i])
             bounds[i] = Bounds.of(game, i, _unique(mine[i]))
     while True:
-        live = [i for i in range(batch) if open_[i].prune(best[i] + gap * abs(best[i]) + LESS * (1 + abs(best[i])))]
+        beaten = np.where(np.isfinite(best), best + np.maximum(gap * abs(best), LESS * (1 + abs(best))), -np.inf)
+        live = [i for i in range(batch) if open_[i].prune(beaten[i])]
         if not live or time.perf_counter() > end:
             break
         fronts = [open_[i].take(WIDTH) for i in live]
@@ -159,7 +166,7 @@ def search(
             children = _children(game, taken[own], out[own], slopes[own])
             if len(children[0]):
                 left = game.budget - children[0] @ game.weight
-                open_[i].add(*children, bounds[i](*children, left))
+                open_[i].add(*children, bounds[i](*children, left, beaten[i]))
     bound = np.array([max(best[i], open_[i].bound.max(initial=-np.inf)) for i in range(batch)])
     status = [Status.GLOBAL if not len(open_[i].bound) else Status.OPEN for i in range(batch)]
     return Result(best_x, best_y, best, bound, status, asked, nodes)
