@@ -95,7 +95,8 @@ INSIDE = {
     ],
     "gradients": [{"implicit", "proximal"}, {"base"}],
     "oracles": [
-        {"assignment", "flow", "given", "grid", "knapsack", "paths", "top", "tour", "tree"},
+        {"grid"},
+        {"assignment", "flow", "given", "knapsack", "paths", "top", "tour", "tree"},
         {"held_karp", "network"},
         {"domain"},
     ],

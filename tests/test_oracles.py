@@ -15,6 +15,7 @@ from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 
 import bigrad as bg
 from bigrad.oracle import Oracle
+from bigrad.oracles import grid, paths
 from bigrad.oracles.held_karp import tours
 
 
@@ -411,6 +412,27 @@ def test_maps_against_networkx(neighbours, ties):
         assert nx.has_path(graph.subgraph(nodes), 0, 62)
         used = arcs[taken > 0].tolist()
         assert nx.is_path(graph, [0, *(v for _, v in sorted(used, key=lambda a: order(used, a)))])
+
+
+@pytest.mark.parametrize("neighbours", [4, 8])
+def test_large_maps_and_graphs_take_a_call_each(neighbours, monkeypatch):
+    rng = np.random.default_rng(14)
+    costs = rng.uniform(0, 9, (8, 63))
+    arcs = grid_arcs(7, 9, neighbours)
+    arcs = np.r_[arcs, arcs[::3]]  # some twice
+    ends = {"source": [5, 62], "target": [60, 5]}
+    places = {name: np.stack(np.divmod(nodes, 9), axis=1) for name, nodes in ends.items()}
+    by_arc = np.abs(costs[:, arcs[:, 1]] + rng.uniform(-0.1, 0.1, (8, len(arcs))))
+    tiles = bg.GridPath(7, 9, neighbours, **places).solve(costs)
+    taken = bg.GraphPath(arcs, 63, **ends).solve(by_arc)
+    monkeypatch.setattr(grid, "MANY_TILES", 0)
+    monkeypatch.setattr(paths, "MANY_ARCS", 0)
+    assert (bg.GridPath(7, 9, neighbours, **places).solve(costs) == tiles).all()
+    assert (bg.GraphPath(arcs, 63, **ends).solve(by_arc) == taken).all()
+    assert bg.GridPath(7, 9).solve(np.zeros((0, 63))).shape == (0, 63)
+    assert bg.GraphPath(arcs, 63).solve(by_arc[:0]).shape == (0, len(arcs))
+    free = bg.GridPath(7, 9, neighbours).solve(np.zeros((1, 63)))
+    assert nx.has_path(nx.DiGraph(arcs.tolist()).subgraph(np.flatnonzero(free[0]).tolist()), 0, 62)
 
 
 def order(arcs: list, arc: list) -> int:
