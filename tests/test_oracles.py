@@ -1,6 +1,7 @@
 """Oracles against the list of all decisions on small problems, against other libraries on large ones, and what they refuse."""
 
 import itertools
+import pickle
 import sys
 import threading
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 
 import bigrad as bg
 from bigrad.oracle import Oracle
-from bigrad.oracles import grid, paths
+from bigrad.oracles import grid, paths, tour
 from bigrad.oracles.held_karp import tours
 
 
@@ -253,6 +254,16 @@ def test_costs_that_are_none(make):
             bg.InputError, match=rf"{count - 1} rows of costs for {count // 2} feasible sets; give a multiple"
         ):
             row.oracle.solve(costs[1:])
+
+
+@each_row
+def test_oracles_travel_to_other_processes(make):
+    row = make()
+    if isinstance(row.oracle, bg.Given):
+        pytest.skip("as its function does")
+    costs = row.costs(np.random.default_rng(15), len(row.decisions), ties=False)
+    found = row.oracle.solve(costs)
+    assert (pickle.loads(pickle.dumps(row.oracle)).solve(costs) == found).all()
 
 
 PATHS = [lambda **clamp: bg.GridPath(3, 3, **clamp), lambda **clamp: bg.GraphPath(grid_arcs(2, 2, 4)[1:], 4, **clamp)]
@@ -506,6 +517,15 @@ def test_large_trees_against_networkx():
         assert nx.is_tree(nx.Graph(edges[taken > 0].tolist()))
 
 
+def test_tiny_weights_are_not_taken_for_nothing():
+    values = np.random.default_rng(16).uniform(1, 2, (5, 8))
+    known = bg.Knapsack(WEIGHTS, 14).solve(values)
+    for scale in (1e-10, 2.0**-40, 1e10):
+        assert (bg.Knapsack(WEIGHTS * scale, 14 * scale).solve(values) * values).sum() == pytest.approx(
+            (known * values).sum()
+        )
+
+
 def test_tours_of_more_cities_by_constraint_programming():
     rng = np.random.default_rng(13)
     oracle = bg.Tour(13)
@@ -532,6 +552,7 @@ def test_tours_of_more_cities_by_constraint_programming():
     ],
 )
 def test_oracles_that_need_ortools_say_so(module, use, monkeypatch):
+    tour._circuit.cache_clear()
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(bg.CapabilityError, match=r"OR-Tools: pip install 'bigrad\[ortools\]'"):
         use()

@@ -152,7 +152,7 @@ def walks(
 
     to: (n,) heads of the arcs, those from node v in starts[v] to starts[v + 1]; costs: (n,) for each item.
     """
-    nodes = len(starts) - 1
+    nodes, to, starts = len(starts) - 1, to.astype(np.int32), starts.astype(np.int32)
     for cost, start, end in zip(costs, source, target, strict=True):
         graph = sp.csr_array((cost, to, starts), shape=(nodes, nodes))
         before = dijkstra(graph, indices=start, return_predecessors=True)[1]
