@@ -132,7 +132,8 @@ INSIDE = {
         {"base"},
     ],
     "oracles": [
-        {"assignment", "flow", "given", "grid", "knapsack", "paths", "top", "tour", "tree"},
+        {"grid"},
+        {"assignment", "flow", "given", "knapsack", "paths", "top", "tour", "tree"},
         {"held_karp", "network"},
         {"domain"},
     ],

@@ -1,6 +1,7 @@
 """Oracles against the list of all decisions on small problems, against other libraries on large ones, and what they refuse."""
 
 import itertools
+import pickle
 import sys
 import threading
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 
 import bigrad as bg
 from bigrad.oracle import Oracle
+from bigrad.oracles import grid, paths, tour
 from bigrad.oracles.held_karp import tours
 
 
@@ -254,6 +256,16 @@ def test_costs_that_are_none(make):
             row.oracle.solve(costs[1:])
 
 
+@each_row
+def test_oracles_travel_to_other_processes(make):
+    row = make()
+    if isinstance(row.oracle, bg.Given):
+        pytest.skip("as its function does")
+    costs = row.costs(np.random.default_rng(15), len(row.decisions), ties=False)
+    found = row.oracle.solve(costs)
+    assert (pickle.loads(pickle.dumps(row.oracle)).solve(costs) == found).all()
+
+
 PATHS = [lambda **clamp: bg.GridPath(3, 3, **clamp), lambda **clamp: bg.GraphPath(grid_arcs(2, 2, 4)[1:], 4, **clamp)]
 
 
@@ -413,6 +425,27 @@ def test_maps_against_networkx(neighbours, ties):
         assert nx.is_path(graph, [0, *(v for _, v in sorted(used, key=lambda a: order(used, a)))])
 
 
+@pytest.mark.parametrize("neighbours", [4, 8])
+def test_large_maps_and_graphs_take_a_call_each(neighbours, monkeypatch):
+    rng = np.random.default_rng(14)
+    costs = rng.uniform(0, 9, (8, 63))
+    arcs = grid_arcs(7, 9, neighbours)
+    arcs = np.r_[arcs, arcs[::3]]  # some twice
+    ends = {"source": [5, 62], "target": [60, 5]}
+    places = {name: np.stack(np.divmod(nodes, 9), axis=1) for name, nodes in ends.items()}
+    by_arc = np.abs(costs[:, arcs[:, 1]] + rng.uniform(-0.1, 0.1, (8, len(arcs))))
+    tiles = bg.GridPath(7, 9, neighbours, **places).solve(costs)
+    taken = bg.GraphPath(arcs, 63, **ends).solve(by_arc)
+    monkeypatch.setattr(grid, "MANY_TILES", 0)
+    monkeypatch.setattr(paths, "MANY_ARCS", 0)
+    assert (bg.GridPath(7, 9, neighbours, **places).solve(costs) == tiles).all()
+    assert (bg.GraphPath(arcs, 63, **ends).solve(by_arc) == taken).all()
+    assert bg.GridPath(7, 9).solve(np.zeros((0, 63))).shape == (0, 63)
+    assert bg.GraphPath(arcs, 63).solve(by_arc[:0]).shape == (0, len(arcs))
+    free = bg.GridPath(7, 9, neighbours).solve(np.zeros((1, 63)))
+    assert nx.has_path(nx.DiGraph(arcs.tolist()).subgraph(np.flatnonzero(free[0]).tolist()), 0, 62)
+
+
 def order(arcs: list, arc: list) -> int:
     """Where an arc comes in a path from node 0."""
     at, count, follows = 0, 0, dict(arcs)
@@ -484,6 +517,15 @@ def test_large_trees_against_networkx():
         assert nx.is_tree(nx.Graph(edges[taken > 0].tolist()))
 
 
+def test_tiny_weights_are_not_taken_for_nothing():
+    values = np.random.default_rng(16).uniform(1, 2, (5, 8))
+    known = bg.Knapsack(WEIGHTS, 14).solve(values)
+    for scale in (1e-10, 2.0**-40, 1e10):
+        assert (bg.Knapsack(WEIGHTS * scale, 14 * scale).solve(values) * values).sum() == pytest.approx(
+            (known * values).sum()
+        )
+
+
 def test_tours_of_more_cities_by_constraint_programming():
     rng = np.random.default_rng(13)
     oracle = bg.Tour(13)
@@ -510,6 +552,7 @@ def test_tours_of_more_cities_by_constraint_programming():
     ],
 )
 def test_oracles_that_need_ortools_say_so(module, use, monkeypatch):
+    tour._circuit.cache_clear()
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(bg.CapabilityError, match=r"OR-Tools: pip install 'bigrad\[ortools\]'"):
         use()

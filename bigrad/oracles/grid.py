@@ -3,9 +3,10 @@
     d(v) = c(v) + min over neighbours u of d(u),   d(source) = c(source)
 
 in sweeps until nothing changes (Bellman, "On a routing problem", 1958). The minimum over a 3 x 3 window is taken along
-rows, then along columns, so a sweep is six passes over contiguous memory for all maps at once; one call of scipy's
-Dijkstra a map takes five times as long at 12 x 12. The costs are those of the Warcraft maps of Vlastelica et al.,
-"Differentiation of blackbox combinatorial solvers", 2020: a tile costs when it is visited, the first and last included.
+rows, then along columns, so a sweep is a few passes over contiguous memory for all maps at once. One call of scipy's
+Dijkstra a map takes three times as long at 12 x 12, and no longer at 25 x 25; larger maps take those calls. The costs
+are those of the Warcraft maps of Vlastelica et al., "Differentiation of blackbox combinatorial solvers", 2020: a tile
+costs when it is visited, the first and last included.
 """
 
 from __future__ import annotations
@@ -18,10 +19,13 @@ import numpy as np
 
 from bigrad.oracle import Oracle
 from bigrad.oracles.domain import admit, by_row, check_clamp, count_items, picked, whole
+from bigrad.oracles.paths import walks
 from bigrad.solution import DeclarationError
 
 NUMBERS_AT_ONCE = 2**14
 """Tiles of all maps that are swept together: what the second cache holds."""
+MANY_TILES = 600
+"""Tiles beyond which a call of Dijkstra's algorithm a map is faster than sweeps, whose number grows with the map."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,11 +36,11 @@ class GridPath(Oracle):
 
     neighbours: 8, or 4 without diagonals. source, target: (row, column), negative ones counted from the end, or one for
     each item, (items, 2); see `bigrad.oracles.domain` for how rows find their item. Costs must be at least 0; `clamp`
-    (at least 0) raises lower ones to itself instead of refusing them with InputError. Made for maps of up to about a
-    thousand tiles; on larger ones GraphPath, with each arc at the cost of the tile that it enters, is faster.
+    (at least 0) raises lower ones to itself instead of refusing them with InputError.
 
     Ties: each tile is entered from the neighbour nearest to the source, of these from the one with the fewest tiles
-    behind it, of these from the first in the order of the map.
+    behind it, of these from the first in the order of the map; on maps of more than 600 tiles as scipy's Dijkstra breaks
+    them, the same way for the same costs.
     """
 
     height: int
@@ -82,6 +86,11 @@ class GridPath(Oracle):
         costs = admit("GridPath", costs, self.height * self.width, 0.0, self.clamp, self._items)
         source, target = (by_row(e, 0, len(costs)) for e in self._ends)
         visited = np.zeros(costs.shape)
+        if costs.shape[1] > MANY_TILES:
+            to, starts = self._arcs
+            for row, path in zip(visited, walks(to, starts, (cost[to] for cost in costs), source, target), strict=True):
+                row[path] = 1
+            return visited
         step = max(8, NUMBERS_AT_ONCE // costs.shape[1])
         for first in range(0, len(costs), step):
             part = slice(first, first + step)
@@ -89,15 +98,28 @@ class GridPath(Oracle):
             follow(jump, target[part], source[part], visited[part])
         return visited
 
+    @cached_property
+    def _arcs(self) -> tuple[np.ndarray, np.ndarray]:
+        """The neighbours of the tiles, one tile after the other, and where those of each start."""
+        down, right = np.array(self._moves).T - 1
+        rows, columns = np.divmod(np.arange(self.height * self.width)[:, None], self.width)
+        rows, columns = rows + down, columns + right
+        there = (rows >= 0) & (rows < self.height) & (columns >= 0) & (columns < self.width)
+        return (rows * self.width + columns)[there], np.r_[0, there.sum(axis=1).cumsum()]
+
+    @property
+    def _moves(self) -> list[tuple[int, int]]:
+        """To the neighbours, in the order of the map: rows down and columns right, plus one."""
+        every = [(i, j) for i in (0, 1, 2) for j in (0, 1, 2) if (i, j) != (1, 1)]
+        return every if self.neighbours == 8 else [move for move in every if 1 in move]
+
     def _jumps(self, costs: np.ndarray, source: np.ndarray) -> np.ndarray:
         """What leads from each tile to the one before it, (n, batch), added to its index; anything at the source."""
         h, w, batch = self.height, self.width, len(costs)
         places = source // w, source % w, np.arange(batch)
         tile_costs = np.ascontiguousarray(costs.T).reshape(h, w, batch)
         padded, reached, low = distances(tile_costs, places, self.neighbours)
-        moves = [
-            (i, j) for i in (0, 1, 2) for j in (0, 1, 2) if (i, j) != (1, 1) and (self.neighbours == 8 or 1 in (i, j))
-        ]
+        moves = self._moves
         none = np.iinfo(reached.dtype).max
         best, key = np.full(low.shape, none, reached.dtype), np.empty(low.shape, reached.dtype)
         for k, (i, j) in enumerate(moves):

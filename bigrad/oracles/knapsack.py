@@ -70,10 +70,10 @@ class Knapsack(Oracle):
         """Weights and capacities as whole numbers small enough for a table, None if there are none."""
         weights, capacity = self._weights, np.minimum(self._capacity, self._weights.sum())
         for scale in 10.0 ** np.arange(7):
-            scaled, room = weights * scale, np.floor(capacity * scale * (1 + SLACK) + SLACK)
+            scaled, room = weights * scale, np.floor(capacity * scale * (1 + SLACK))
             if len(weights) * (room.max() + 1) > LARGEST_TABLE:
                 return None
-            if (abs(scaled - np.rint(scaled)) <= SLACK * np.maximum(scaled, 1)).all():
+            if (abs(scaled - np.rint(scaled)) <= SLACK * scaled).all():
                 return np.rint(scaled).astype(np.int64), room.astype(np.int64)
         return None
 

@@ -1,12 +1,13 @@
 """GraphPath: the cheapest path in a directed graph, by levels where it has no cycle, else by Dijkstra's algorithm.
 
-Dijkstra, "A note on two problems in connexion with graphs", 1959. The graphs of many items are put side by side, so that
-one call of scipy solves them all; that halves the time a 12 x 12 map takes, and small graphs take a tenth. Only the
-distances are scipy's: the paths are read off here, so that no path depends on the other items of its batch.
+Dijkstra, "A note on two problems in connexion with graphs", 1959. The small graphs of many items are put side by side, so
+that one call of scipy solves them all. Only the distances are then scipy's: the paths are read off here, so that no path
+depends on the other items of its batch. Large graphs take a call each.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -22,6 +23,8 @@ from bigrad.solution import DeclarationError
 
 ARCS_AT_ONCE = 2**15
 """Arcs of all items that are looked at together."""
+MANY_ARCS = 1500
+"""Arcs beyond which graphs with cycles are not put side by side: the common heap would take longer than the calls."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +39,8 @@ class GraphPath(Oracle):
     where there are cycles) raises lower ones to itself instead. DeclarationError where a target cannot be reached.
 
     Ties: walking back from the target, each node is left by the first of the arcs that end a cheapest way to it. With
-    cycles, an arc that costs nothing is taken only where none that costs does it, and as few of them as possible.
+    cycles, an arc that costs nothing is taken only where none that costs does it, and as few of them as possible; beyond
+    1500 arcs, though, ties are broken as scipy does it, the same way for the same costs.
     """
 
     arcs: Any
@@ -98,7 +102,10 @@ class GraphPath(Oracle):
     def solve(self, costs: np.ndarray) -> np.ndarray:
         """The arcs of the path, 0 or 1."""
         costs = admit("GraphPath", costs, len(self._arcs[0]), self._least, self.clamp, self._items)
-        network, taken = self._network, np.empty(costs.shape)
+        network, taken = self._network, np.zeros(costs.shape)
+        if network.levels is None and costs.shape[1] > MANY_ARCS:
+            self._one_by_one(costs, taken)
+            return taken
         source, target = (network.rank[by_row(e, 0, len(costs))] for e in self._ends)
         step = max(8, ARCS_AT_ONCE // costs.shape[1])
         for first in range(0, len(costs), step):
@@ -113,16 +120,46 @@ class GraphPath(Oracle):
     def _distances(self, costs: np.ndarray, source: np.ndarray) -> np.ndarray:
         """From the source to every node, (nodes, batch), inf where there is no way."""
         (by_tail, to, starts), nodes, shift = self._rows, self.nodes, np.arange(len(costs))[:, None]
-        ahead = (to + nodes * shift).ravel(), np.r_[(starts + len(to) * shift).ravel(), costs.size]
+        ahead = (to + nodes * shift).ravel(), np.r_[(starts[:-1] + len(to) * shift).ravel(), costs.size]
         graph = sp.csr_array((costs[:, by_tail].ravel(), *ahead), shape=(nodes * len(costs), nodes * len(costs)))
         found = dijkstra(graph, indices=source + nodes * shift[:, 0], min_only=True)
         return np.ascontiguousarray(found.reshape(-1, nodes).T)
 
+    def _one_by_one(self, costs: np.ndarray, taken: np.ndarray) -> None:
+        """Mark in `taken` the paths that scipy finds, one call an item."""
+        by_tail, to, starts = self._rows
+        keys = np.repeat(np.arange(self.nodes), np.diff(starts)) * self.nodes + to
+        source, target = (by_row(e, 0, len(costs)) for e in self._ends)
+        for cost, answer, path in zip(costs, taken, walks(to, starts, costs[:, by_tail], source, target), strict=True):
+            wanted = np.array(path[1:], np.int64) * self.nodes + path[:-1]
+            first, stop = np.searchsorted(keys, wanted), np.searchsorted(keys, wanted, "right")
+            for k in np.flatnonzero(stop - first > 1):  # of parallel arcs the cheapest
+                first[k] += cost[by_tail[first[k] : stop[k]]].argmin()
+            answer[by_tail[first]] = 1
+
     @cached_property
     def _rows(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The arcs sorted by tail and head, their heads, and where the arcs of each node start."""
         tail, head = self._arcs
-        by_tail = np.argsort(tail, kind="stable")
-        return by_tail, head[by_tail], np.searchsorted(tail[by_tail], np.arange(self.nodes))
+        by_tail = np.lexsort((head, tail))
+        return by_tail, head[by_tail], np.searchsorted(tail[by_tail], np.arange(self.nodes + 1))
+
+
+def walks(
+    to: np.ndarray, starts: np.ndarray, costs: Iterable[np.ndarray], source: np.ndarray, target: np.ndarray
+) -> Iterator[list[int]]:
+    """The nodes of each item's cheapest path by scipy's Dijkstra, from the target back to the source.
+
+    to: (n,) heads of the arcs, those from node v in starts[v] to starts[v + 1]; costs: (n,) for each item.
+    """
+    nodes, to, starts = len(starts) - 1, to.astype(np.int32), starts.astype(np.int32)
+    for cost, start, end in zip(costs, source, target, strict=True):
+        graph = sp.csr_array((cost, to, starts), shape=(nodes, nodes))
+        before = dijkstra(graph, indices=start, return_predecessors=True)[1]
+        path = [int(end)]
+        while path[-1] != start:
+            path.append(int(before[path[-1]]))
+        yield path
 
 
 def follow(last: np.ndarray, tail: np.ndarray, target: np.ndarray, source: np.ndarray) -> np.ndarray:

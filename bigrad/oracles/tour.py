@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -64,21 +64,8 @@ class Tour(Oracle):
             taken[np.arange(first, first + order.shape[1]), number[order, np.roll(order, 1, axis=0)]] = 1
         return taken
 
-    @cached_property
-    def _model(self) -> Any:
-        try:
-            from ortools.sat.python import cp_model
-        except ImportError:
-            raise CapabilityError(
-                f"Tour: more than {FEW} cities need OR-Tools: pip install 'bigrad[ortools]'."
-            ) from None
-        model = cp_model.CpModel()
-        ways = [(i, j, model.new_bool_var("")) for i, j in (*self.edges.tolist(), *self.edges[:, ::-1].tolist())]
-        model.add_circuit(ways)
-        return model, [way for _, _, way in ways]
-
     def _prove(self, costs: np.ndarray) -> np.ndarray:
-        blank, ways = self._model
+        blank, ways = _circuit(self.n)
         from ortools.sat.python import cp_model
 
         taken, edges = np.empty(costs.shape), costs.shape[1]
@@ -94,3 +81,16 @@ class Tour(Oracle):
             values = np.array([solver.value(way) for way in ways])
             answer[:] = values[:edges] + values[edges:]
         return taken
+
+
+@cache
+def _circuit(n: int) -> Any:
+    """A CP-SAT model of all tours and its literals, one for each edge and direction; to be cloned, not changed."""
+    try:
+        from ortools.sat.python import cp_model
+    except ImportError:
+        raise CapabilityError(f"Tour: more than {FEW} cities need OR-Tools: pip install 'bigrad[ortools]'.") from None
+    model, (one, other) = cp_model.CpModel(), np.triu_indices(n, 1)
+    ways = [(i, j, model.new_bool_var("")) for i, j in np.r_[np.c_[one, other], np.c_[other, one]].tolist()]
+    model.add_circuit(ways)
+    return model, [way for _, _, way in ways]
