@@ -9,7 +9,6 @@ import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from oracles import Choice, contest, duel, one_hot
-from scipy.integrate import quad
 from scipy.special import softmax
 from scipy.stats import norm
 
@@ -196,14 +195,10 @@ def gumbel_jacobian(costs, sigma):
 
 
 def normal_chances(costs, sigma):
-    """Of each to be the cheapest under Normal noise, by one integral each."""
-    chances = []
-    for i, c in enumerate(costs):
-        others = np.delete(costs, i)
-        chances.append(
-            quad(lambda z, c=c, o=others: norm.pdf(z) * norm.sf((c - o) / sigma + z).prod(), -9, 9, epsabs=1e-11)[0]
-        )
-    return np.array(chances)
+    """Of each to be the cheapest under Normal noise: integrals over its own noise, by the trapezoid rule, exact here."""
+    z = np.linspace(-9, 9, 2001)
+    beaten = [norm.sf((c - np.delete(costs, i))[:, None] / sigma + z).prod(0) for i, c in enumerate(costs)]
+    return np.trapezoid(norm.pdf(z) * beaten, z, axis=1)
 
 
 def by_differences(function, at, h=1e-4):
