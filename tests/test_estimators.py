@@ -578,6 +578,22 @@ def test_bad_decisions_are_named():
         bg.Perturbed(perturbation=bg.Multiplicative())(cheapest)(leaf([1.0, 0.0]))
 
 
+def test_functions_may_spoil_their_argument_and_reuse_their_answer():
+    answer = np.zeros(3)
+
+    def untidy(costs):
+        chosen = np.argmin(costs)
+        costs[:], answer[:] = np.nan, 0.0
+        answer[chosen] = 1.0
+        return answer
+
+    for rule in (bg.Interpolate(), bg.IMLE(samples=3, draws=bg.Common()), bg.Perturbed(draws=bg.Common())):
+        t = leaf(np.random.default_rng(0).uniform(0, 1, (5, 3)))
+        for one, other in zip(pulled(rule(untidy), t, PUSH), pulled(rule(cheapest), t, PUSH), strict=True):
+            assert_array_equal(one, other)
+        assert t.isfinite().all()
+
+
 def test_each_item_gets_its_own_data():
     """Feasible sets of their own, through every solve of every rule."""
     costs, allowed = leaf([COSTS, COSTS, COSTS]), torch.tensor([[1, 1, 1], [0, 1, 1], [0, 1, 0]])

@@ -221,8 +221,8 @@ def test_multiplicative_fenchel_young_is_its_closed_form():
     within(grad, label - tilted)
 
 
-def test_fenchel_young_on_a_game_is_the_gradient_of_its_potential():
-    """Both levels in one vector: the slope estimate has the mean of s phi over the noise, by quadrature."""
+def test_fenchel_young_on_a_game_matches_mean_features():
+    """Both levels in one vector: the slope has the mean of s phi over the noise, by quadrature."""
     game, sigma, costs = duel(), 0.5, np.array([0.4, 0.5])
     edge = np.linspace(-6, 6, 601)
     z = (edge[1:] + edge[:-1]) / 2
@@ -283,6 +283,31 @@ def test_spo_plus_solves_once():
     oracle = Choice(POINTS)
     graded(SPOPlus(oracle), COSTS, TRUE)
     assert oracle.rows == (12,)
+
+
+@each
+def test_solved_targets_serve_every_loss(name):
+    target = losses.Solved(TRUE, target_of("perturbed"))
+    one = graded(LOSSES[name](Choice(POINTS)), COSTS, target_of(name))
+    t = leaf(COSTS)
+    value = LOSSES[name](Choice(POINTS))(t, target)
+    value.backward()
+    assert_allclose(value.detach(), one[0])
+    assert_allclose(t.grad, one[1])
+    single = LOSSES[name](Choice(POINTS))(t[0], losses.Solved(target.costs[0], target.decisions[0]))
+    assert_allclose(single.detach(), LOSSES[name](Choice(POINTS))(t[0], target_of(name)[0]).detach())
+
+
+def test_solved_targets_save_solves():
+    oracle = Choice(POINTS)
+    target = losses.Solved(TRUE, target_of("perturbed"))
+    t = leaf(COSTS)
+    SPOPlus(oracle)(t, target)
+    Regret(oracle)(t, target)
+    assert oracle.rows == (6, 6)
+    assert_allclose(Regret(oracle)(t, target).detach(), Regret(oracle)(t, TRUE).detach())
+    with pytest.raises(bg.InputError, match=r"needs a target \(6, m\)"):
+        SPOPlus(oracle)(t, losses.Solved(TRUE, target.decisions[:2]))
 
 
 def test_the_perturbation_gradient_tends_to_the_true_cost():
