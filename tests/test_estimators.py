@@ -371,6 +371,27 @@ def test_identity_scales_with_the_loss(scale):
     )
 
 
+@pytest.mark.parametrize(
+    "rule",
+    [
+        bg.Interpolate(),
+        bg.Identity(),
+        bg.Perturbed(0.3, draws=bg.Fresh(0)),
+        bg.IMLE(0.3, 4, draws=bg.Fresh(0)),
+        bg.IMLE(0.3, 4, step=bg.Adaptive(rate=1e-2), draws=bg.Fresh(0)),
+    ],
+    ids=["interpolate", "identity", "perturbed", "imle", "adaptive"],
+)
+def test_descent_finds_what_both_players_were_seen_to_do(rule):
+    """Costs of both levels from their decisions, one minimising and one maximising: signs that were wrong would lose it."""
+    game, rng = contest(), np.random.default_rng(0)
+    t, target = leaf(rng.uniform(0, 1, (60, 6))), game.solve(rng.uniform(0, 1, (60, 6)))
+    for _ in range(150):
+        loss = ((rule(game)(t) - torch.as_tensor(target)) ** 2).sum()
+        t = (t - 0.02 * torch.autograd.grad(loss, t)[0]).detach().requires_grad_()
+    assert (game.solve(t.detach().numpy()) == target).all(1).mean() > 0.9
+
+
 # Defects of peers.
 
 
