@@ -41,7 +41,7 @@ class Fresh(AbstractDraws):
         if self.seed is None:
             import torch
 
-            return (int(torch.randint(2**62, ())),)
+            return (int(torch.randint(2**62, (), device="cpu")),)
         self.calls += 1
         return (self.seed, self.calls)
 

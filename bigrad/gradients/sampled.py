@@ -28,7 +28,8 @@ class AbstractSampled(AbstractEstimator):
 
     sigma: width of the noise; its bias grows with it, its variance falls. samples: solves an item. noise: `Normal()` or
     `Gumbel()`. perturbation: `Additive()` or `Multiplicative()`. baseline: `LeaveOneOut()`, `AtCentre()` or None, which
-    lower the variance and keep the mean. antithetic: samples in mirrored pairs. draws: `Fresh()`, `Fresh(seed)` or
+    lower the variance and keep the mean. antithetic: samples in mirrored pairs, which helps where there is no baseline,
+    and hardly where there is. draws: `Fresh()`, `Fresh(seed)` or
     `Common(seed)` (draws.py says what each repeats).
     """
 

@@ -5,10 +5,11 @@
 | its decision                 | FenchelYoung; from a pool: NCE, MAP                                          |
 | its true costs               | SPOPlus, PerturbationGradient, Regret; from a pool: Pointwise, Pairwise, Listwise |
 
-All are used alike: `loss = SPOPlus(oracle)`, `loss(costs, true_costs)`, `loss.with_solution(costs, true_costs)`.
+All are used alike: `loss = SPOPlus(oracle)`, `loss(costs, true_costs)`, `loss.with_solution(costs, true_costs)`; a target may
+be `Solved(true_costs, decisions)`, for any of them.
 """
 
-from bigrad.losses.base import AbstractLoss, Evaluated
+from bigrad.losses.base import AbstractLoss, Evaluated, Solved
 from bigrad.losses.contrastive import MAP, NCE
 from bigrad.losses.directional import PerturbationGradient
 from bigrad.losses.fenchel_young import FenchelYoung
@@ -30,4 +31,5 @@ __all__ = [
     "Pool",
     "Regret",
     "SPOPlus",
+    "Solved",
 ]

@@ -26,6 +26,14 @@ class Evaluated:
 
 
 @dataclass(frozen=True)
+class Solved:
+    """A target of true costs, (n,) or (batch, n), with their decisions, (m,) or (batch, m): saves solving them each time."""
+
+    costs: Any
+    decisions: Any
+
+
+@dataclass(frozen=True)
 class AbstractLoss(ABC):
     """A loss of predicted costs: `loss(costs, target)`.
 
@@ -33,10 +41,13 @@ class AbstractLoss(ABC):
     knows its sense, and losses mirror: maximise -c where c was minimised, and the value is the same, the gradient
     negated. reduction: "mean" over the batch, "sum", or "none" for one value an item.
 
-    costs: (n,) or (batch, n), the only argument with a gradient. target: per item what the loss compares with, its own
-    docstring says what. given: further arguments of a Python function, one entry an item. The value is that of the
-    formula, its backward pass the gradient; a second derivative raises NotImplementedError. Raises InputError for wrong
-    shapes, and with its index for an item that is not finite.
+    Bounds and convexity are one player's (with one level, or the other level held). With both players' costs in one
+    vector, values jump where decisions do, and the gradient is that of the value between jumps.
+
+    costs: (n,) or (batch, n), the only argument with a gradient. target: what the loss compares with, per item: true
+    costs or a decision, as its own docstring says, or a `Solved` with both. given: further arguments of a Python
+    function, one entry an item. The value is that of the formula, its backward pass the gradient; a second derivative
+    raises NotImplementedError. Raises InputError for wrong shapes, and with its index for an item that is not finite.
     """
 
     oracle: Oracle | Function
@@ -51,8 +62,8 @@ class AbstractLoss(ABC):
             raise InputError(f'reduction={self.reduction!r}: give "mean", "sum" or "none".')
 
     @abstractmethod
-    def evaluate(self, oracle: Oracle, costs: np.ndarray, target: np.ndarray) -> Evaluated:
-        """Values at costs (batch, n); target: (batch, n) or (batch, m)."""
+    def evaluate(self, oracle: Oracle, costs: np.ndarray, target: np.ndarray, best: np.ndarray | None) -> Evaluated:
+        """Values at costs (batch, n); target: (batch, n) or (batch, m); best: the decisions of true costs, if given."""
 
     def __call__(self, costs: Tensor, target: Any, *given: Any) -> Tensor:
         """The loss."""
@@ -70,16 +81,25 @@ class AbstractLoss(ABC):
     def _evaluated(self, costs: Tensor, target: Any, given: tuple[Any, ...]) -> tuple[bool, Evaluated]:
         batched, rows = items(costs)
         oracle = as_oracle(self.oracle, self.maximise, given, costs)
+        best = None
+        if isinstance(target, Solved):
+            best = self._target(target.decisions, rows, batched, any_width=True) if self.costs_known else None
+            target = target.costs if self.costs_known else target.decisions
+        goal = self._target(target, rows, batched, any_width=not self.costs_known)
+        return batched, self.evaluate(oracle, plain(rows), goal, best)
+
+    def _target(self, target: Any, rows: Tensor, batched: bool, any_width: bool) -> np.ndarray:
         if isinstance(target, Tensor) and target.requires_grad:
             raise InputError("The target wants a gradient, which only the predicted costs get: target.detach().")
         goal = plain(torch.as_tensor(target))
         goal = goal if batched else goal[None]
-        if goal.ndim != 2 or len(goal) != len(rows) or (self.costs_known and goal.shape != rows.shape):
-            need = tuple(costs.shape) if self.costs_known else ((*costs.shape[:-1], "m"))
-            raise InputError(f"{type(self).__name__}: needs a target {need}, got {tuple(goal.shape[1 - batched :])}.")
+        if goal.ndim != 2 or len(goal) != len(rows) or not (any_width or goal.shape == rows.shape):
+            need = "m" if any_width else rows.shape[1]
+            shape = f"({len(rows)}, {need})" if batched else f"({need},)"
+            raise InputError(f"{type(self).__name__}: needs a target {shape}, got {tuple(goal.shape[1 - batched :])}.")
         if (lost := np.flatnonzero(~np.isfinite(goal).all(1))).size:
             raise InputError(f"Targets are NaN or infinite at items {lost[:8].tolist()}.")
-        return batched, self.evaluate(oracle, plain(rows), goal)
+        return goal
 
     def _value(self, costs: Tensor, batched: bool, found: Evaluated) -> Tensor:
         value = attach_back(found.value, found.back, costs if batched else costs[None])

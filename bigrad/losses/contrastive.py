@@ -30,7 +30,7 @@ class NCE(AbstractLoss):
     costs_known: ClassVar[bool] = False
     pool: Pool = field(default_factory=Pool)
 
-    def evaluate(self, oracle: Oracle, costs: np.ndarray, target: np.ndarray) -> Evaluated:
+    def evaluate(self, oracle: Oracle, costs: np.ndarray, target: np.ndarray, best: np.ndarray | None) -> Evaluated:
         """See AbstractLoss.evaluate."""
         phi = _grown(self.pool, oracle, costs, target)
         slope = oracle.sense * (features(oracle, target, costs) - phi.mean(0))
@@ -44,7 +44,7 @@ class MAP(AbstractLoss):
     costs_known: ClassVar[bool] = False
     pool: Pool = field(default_factory=Pool)
 
-    def evaluate(self, oracle: Oracle, costs: np.ndarray, target: np.ndarray) -> Evaluated:
+    def evaluate(self, oracle: Oracle, costs: np.ndarray, target: np.ndarray, best: np.ndarray | None) -> Evaluated:
         """See AbstractLoss.evaluate."""
         phi = _grown(self.pool, oracle, costs, target)
         slope = oracle.sense * (features(oracle, target, costs) - phi[self.pool.best(oracle, costs)])

@@ -40,7 +40,7 @@ class PerturbationGradient(AbstractLoss):
         if not self.step > 0:
             raise InputError(f"PerturbationGradient(step={self.step}): the step must be positive.")
 
-    def evaluate(self, oracle: Oracle, costs: np.ndarray, target: np.ndarray) -> Evaluated:
+    def evaluate(self, oracle: Oracle, costs: np.ndarray, target: np.ndarray, best: np.ndarray | None) -> Evaluated:
         """See AbstractLoss.evaluate."""
         ahead = costs + self.step * target if self.central else costs
         asked = np.stack([ahead, costs - self.step * target], axis=1)

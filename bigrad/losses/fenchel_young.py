@@ -28,13 +28,14 @@ class FenchelYoung(AbstractLoss):
     smoothing: `Perturbed(...)`, whose sigma, samples, noise, perturbation and draws count (its baseline does not), or
     `Regularised(...)`. Perturbed, Omega has no closed form and is left out: L is the true loss up to a number for each
     ybar, which no gradient sees; under noise of mean zero L >= 0 still, in expectation. Regularised it is there, and
-    L = 0 exactly where the regularised decision is ybar.
+    L = 0 exactly where the regularised decision is ybar. With both players of a game in one vector of costs it matches
+    mean features: the gradient vanishes where they agree, but F is no potential of it.
     """
 
     costs_known: ClassVar[bool] = False
     smoothing: AbstractPotential = field(default_factory=Perturbed)
 
-    def evaluate(self, oracle: Oracle, costs: np.ndarray, target: np.ndarray) -> Evaluated:
+    def evaluate(self, oracle: Oracle, costs: np.ndarray, target: np.ndarray, best: np.ndarray | None) -> Evaluated:
         """See AbstractLoss.evaluate."""
         phi, smooth = features(oracle, target, costs), self.smoothing.potential(oracle, costs)
         value = oracle.sense * phi

@@ -46,9 +46,12 @@ class Pool:
         """Decisions (m,); those that are known to 6 digits are not added again."""
         for y in decisions:
             row = np.array(y, dtype=float)
-            if not np.isfinite(row).all() or row.ndim != 1 or (self._known and row.shape != self.decisions.shape[1:]):
+            if not np.isfinite(row).all() or row.ndim != 1 or row.shape != self._shape(row):
                 raise InputError(f"Pool: decisions are finite arrays (m,) of one shape; got {row}.")
             self._known.setdefault((row.round(6) + 0.0).tobytes(), row)
+
+    def _shape(self, row: np.ndarray) -> tuple[int, ...]:
+        return next(iter(self._known.values()), row).shape
 
     def grow(self, oracle: Oracle, costs: np.ndarray) -> None:
         """With probability solve_ratio each, solve the items of costs (batch, n), in one call; all if it is empty."""

@@ -33,9 +33,11 @@ class AbstractRanking(AbstractLoss):
     def compare(self, w: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The loss of predicted values w and true ones v, both (batch, k), (batch,), and its gradient in w."""
 
-    def evaluate(self, oracle: Oracle, costs: np.ndarray, target: np.ndarray) -> Evaluated:
+    def evaluate(self, oracle: Oracle, costs: np.ndarray, target: np.ndarray, best: np.ndarray | None) -> Evaluated:
         """See AbstractLoss.evaluate."""
-        if not len(self.pool):
+        if best is not None:
+            self.pool.add(best)
+        elif not len(self.pool):
             self.pool.grow(oracle, target)
         self.pool.grow(oracle, costs)
         phi, decisions = self.pool.features(oracle, costs.shape[1]), self.pool.decisions

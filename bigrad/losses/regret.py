@@ -30,9 +30,9 @@ class Regret(AbstractLoss):
     costs_known: ClassVar[bool] = True
     rule: AbstractEstimator | None = None
 
-    def evaluate(self, oracle: Oracle, costs: np.ndarray, target: np.ndarray) -> Evaluated:
+    def evaluate(self, oracle: Oracle, costs: np.ndarray, target: np.ndarray, best: np.ndarray | None) -> Evaluated:
         """See AbstractLoss.evaluate."""
-        best = features(oracle, solve(oracle, target), target)
+        best = features(oracle, solve(oracle, target) if best is None else best, target)
         pull: Back = _none
         if self.rule is None:
             decisions = solve(oracle, costs)

@@ -22,16 +22,17 @@ from bigrad.oracle import Oracle
 
 @dataclass(frozen=True)
 class SPOPlus(AbstractLoss):
-    """The first choice where true costs are known (target). Two solves an item, in one call.
+    """The first choice where true costs are known (target). Two solves an item, in one call; one with `Solved`.
 
     2 hat - c may have signs that neither has: an oracle that takes only positive costs must say so, or clip them.
     """
 
     costs_known: ClassVar[bool] = True
 
-    def evaluate(self, oracle: Oracle, costs: np.ndarray, target: np.ndarray) -> Evaluated:
+    def evaluate(self, oracle: Oracle, costs: np.ndarray, target: np.ndarray, best: np.ndarray | None) -> Evaluated:
         """See AbstractLoss.evaluate."""
         asked = np.stack([2 * costs - target, target], axis=1)
-        phi = oracle.sense * features(oracle, solve(oracle, asked), asked)
+        known = None if best is None else np.stack([solve(oracle, asked[:, 0]), best], axis=1)
+        phi = oracle.sense * features(oracle, solve(oracle, asked) if known is None else known, asked)
         change = phi[:, 1] - phi[:, 0]
         return Evaluated(dot(asked[:, 0], change), along(2 * change), lambda: solve(oracle, costs))
