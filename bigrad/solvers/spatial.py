@@ -46,12 +46,15 @@ def minimise(
     integer: np.ndarray,
     start: np.ndarray | None = None,
     *,
+    box: tuple[np.ndarray, np.ndarray] | None = None,
     floor: float = -np.inf,
     gap: float = 0.0,
     seconds: float = np.inf,
     tolerance: float = sos.TOLERANCE,
 ) -> Found:
-    """Search globally; the point found is v. integer: places in v. start: a v to begin with. See `sos.minimise`."""
+    """Search globally; the point found is v. integer: places in v, box: bounds on what is there. start: a v to begin
+    with. See `sos.minimise`.
+    """
 
     def run(base: float, left: float) -> Found:
         model = _Model(system, integer, sos.fresh((gap, gap), left, tolerance))
@@ -59,6 +62,8 @@ def minimise(
         model.optimal()
         goal, rows = model.upper()
         model.rows(enumerate(rows))
+        for k, low, high in zip(integer, *(box or ((), ())), strict=False):
+            model.within(model.v[k], low, high)
         w = model.scip.addVar(lb=base)
         model.row(goal - w, equal=False)
         model.scip.setObjective(1.0 * w)
@@ -108,6 +113,13 @@ class _Model:
             return self.scip.addVar(lb=0.0, ub=0.0)
         low, high = (float(b) if np.isfinite(b) else None for b in (self.system.low[k], self.system.high[k]))
         return self.scip.addVar(vtype="I" if whole else "C", lb=low, ub=high)
+
+    def within(self, variable: Any, low: float, high: float) -> None:
+        """low <= variable <= high, where finite."""
+        if np.isfinite(low):
+            self.scip.chgVarLb(variable, float(low))
+        if np.isfinite(high):
+            self.scip.chgVarUb(variable, float(high))
 
     def row(self, expression: Any, *, equal: bool = True) -> None:
         """expression == 0, or <= 0."""
