@@ -24,6 +24,8 @@ from bigrad.solvers import sos
 from bigrad.solvers.sos import Found
 
 CURVES = ("ExpCone", "PowCone3D")
+FIRST = 1000
+"""Priority in branching."""
 DIGITS = 12
 """To which an exponent is rounded: CVXPY stores its inverse."""
 
@@ -100,6 +102,10 @@ class _Model:
         whole, blocks = set(integer.tolist()), system.blocks
         idle = {*blocks.chart.tolist(), *blocks.mu.tolist()}
         self.v = np.array([self._variable(k, k in whole, k in idle) for k in range(n)], dtype=object)
+        if whole:  # integers first: a product with one is linear when that is settled, whatever the other factor's range
+            scip.setParam("constraints/nonlinear/branching/external", True)
+            for k in whole:
+                scip.chgVarBranchPriority(self.v[k], FIRST)
         plain = layout.pairs - len(blocks.cones)
         self.slack = [scip.addVar(lb=0.0) for _ in range(plain)]
         _, _, lam, _, sigma, kappa, eta, *_ = layout.blocks
