@@ -22,6 +22,7 @@ from bigrad.programs.ball import Ball
 from bigrad.programs.convex import Convex
 from bigrad.programs.newton import Conic
 from bigrad.solution import Outcome, Point, Status
+from bigrad.solvers.attain import firm, runs_away
 from bigrad.solvers.base import EXACT, PROVEN, AbstractSolver, batch_size
 
 PRECISE = {"tol_gap_abs": 1e-10, "tol_gap_rel": 1e-10, "tol_feas": 1e-10}
@@ -46,6 +47,13 @@ class Found(NamedTuple):
     degenerate: int = 0
     singular: bool = False
     seconds: float = 0.0
+    cause: str = ""
+
+
+APPROACHED = (
+    "The value is approached but not attained: points that come nearer to it run away without end. Bound the variables, "
+    "or add a small strictly convex term."
+)
 
 
 @dataclass(frozen=True)
@@ -99,6 +107,7 @@ class Interior(AbstractSolver):
             starts=none + 1,
             biactive=none,
             strongly_stationary=np.isfinite(w).all(-1),
+            cause=np.array([f.cause for f in found], dtype=object) if any(f.cause for f in found) else None,
             **arrays,
         )
 
@@ -137,8 +146,10 @@ class Interior(AbstractSolver):
             return Found(limits.get(word, Status.FAILED), iterations=iterations)
         s = program.b - program.A @ u
         weak = program.cones.weak(s - lam, s)
-        w = np.r_[u, lam]
-        return Found(status, w, value, bound, residual, violation, iterations, weak, singular)
+        w, cause = np.r_[u, lam], ""
+        if not firm(program, u, lam) and runs_away(program, lambda other: self._clarabel(other, tolerances)):
+            status, cause = Status.INEXACT, APPROACHED
+        return Found(status, w, value, bound, residual, violation, iterations, weak, singular, cause=cause)
 
     def _clarabel(self, program: Conic, tolerances: dict[str, float]) -> Any:
         import clarabel
