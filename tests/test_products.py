@@ -41,7 +41,11 @@ def random_program(seed, held=None):
         above.append((number(m, size) @ k) @ y <= 1)
     upper = cp.Maximize(-goal) if rng.random() < 0.4 else cp.Minimize(goal)
     lower = cp.Maximize(-cost) if rng.random() < 0.4 else cp.Minimize(cost)
-    return bg.bilevel(cp.Problem(upper, above), cp.Problem(lower, below), responds=[y]), k, list(itertools.product(whole, repeat=size))
+    return (
+        bg.bilevel(cp.Problem(upper, above), cp.Problem(lower, below), responds=[y]),
+        k,
+        list(itertools.product(whole, repeat=size)),
+    )
 
 
 def truth_of(seed):
@@ -111,19 +115,27 @@ FREE = [y <= 4, y >= -5]
 CASES = {
     "a product in the follower's row": (cp.square(y - 2) + 0.1 * k, [k <= 3, k >= 0], -y, [k * y <= 5, *FREE], 0.3 + 1 / 9),
     "maximised": (cp.Maximize(-cp.square(y - 2) - 0.1 * k), [k <= 3, k >= 0], -y, [k * y <= 5, *FREE], -0.3 - 1 / 9),
-    "a product in the leader's row": (cp.square(y - 2) + 0.1 * k, [k <= 9, k >= 0, k * y >= 1], cp.square(y - 0.3), [k * y <= 5, *FREE], 3.29),
+    "a product in the leader's row": (
+        cp.square(y - 2) + 0.1 * k, [k <= 9, k >= 0, k * y >= 1], cp.square(y - 0.3), [k * y <= 5, *FREE], 3.29,
+    ),
     "an integer in the follower's curvature": (cp.square(y - 2) + cp.sum(b), [], (1 + b[0]) * y**2 - 2 * y * b[1], [b[0] * y <= 5], 2.0),
     "an integer without end, that pays to a point": (cp.square(y - 2) + 0.1 * k, [k >= 1], -y, [k * y <= 5, *FREE], 0.3 + 1 / 9),
     "bounds that are not whole": (cp.square(y - 2) + 0.1 * k, [k <= 2.9, k >= 0.2], -y, [k * y <= 5, *FREE], 0.45),
     "no integer": (cp.square(y - 2) + 0.1 * k, [k <= 0.8, k >= 0.2], -y, [k * y <= 5, *FREE], bg.Status.INFEASIBLE_UPPER),
-    "no answer of the leader's liking": (cp.square(y - 2), [k <= 3, k >= 0, k * y >= 1], cp.square(y - 0.3), [k * y <= 5], bg.Status.INFEASIBLE_UPPER),
+    "no answer of the leader's liking": (
+        cp.square(y - 2), [k <= 3, k >= 0, k * y >= 1], cp.square(y - 0.3), [k * y <= 5], bg.Status.INFEASIBLE_UPPER,
+    ),
     "no answer at all": (k + y, [k <= 3, k >= 0], -y, [k * y >= 1, k * y <= 0], bg.Status.INFEASIBLE_LOWER),
     "a follower without end": (cp.square(y - 2) + 0.1 * k, [k >= 1], -y, [k * y >= 5], bg.Status.UNBOUNDED_LOWER),
     "a leader without end": (x + k, [k >= 1, k <= 2], cp.square(y - k), [k * y <= 5, y <= x], bg.Status.UNBOUNDED_UPPER),
     "an exponential above": (cp.exp(k) + cp.square(y), [k <= 10, k >= -10], cp.square(y - 0.3 * k), [], np.exp(-1) + 0.09),
     "a logarithm above": (cp.log(k) + y, [k >= 2, k <= 9], cp.square(y - k), [], 2 + np.log(2)),
-    "a norm below": (-y + cp.square(k - 1.3), [k <= 3, k >= 1], -y, [cp.norm(cp.hstack([y - 1, k])) <= 3.5], 0.09 - 1 - np.sqrt(3.5**2 - 1)),
-    "a norm in the follower's cost": (-y + cp.square(k - 1.3), [k <= 3, k >= 1], cp.norm(cp.hstack([y - 1, k])) + 0.3 * y, [], 0.09 - 1 + 0.3 / np.sqrt(0.91)),
+    "a norm below": (
+        -y + cp.square(k - 1.3), [k <= 3, k >= 1], -y, [cp.norm(cp.hstack([y - 1, k])) <= 3.5], 0.09 - 1 - np.sqrt(3.5**2 - 1),
+    ),
+    "a norm in the follower's cost": (
+        -y + cp.square(k - 1.3), [k <= 3, k >= 1], cp.norm(cp.hstack([y - 1, k])) + 0.3 * y, [], 0.09 - 1 + 0.3 / np.sqrt(0.91),
+    ),
     "an exponential below": (y + cp.square(k - 1.3), [k <= 3, k >= 1], cp.exp(y) - k * y, [], 0.09),
     "a power below": (cp.log(k) + y, [k >= 2, k <= 9], cp.power(cp.abs(y - k), 1.5) + 0.3 * y, [], 1.96 + np.log(2)),
     "no integer, products of continuous variables": (cp.square(y - 2) + 0.1 * x, [x <= 3, x >= 1], -y, [x * y <= 5, *FREE], None),
@@ -153,7 +165,9 @@ def test_integers_without_end_and_without_an_optimum_are_no_global():
 
 
 def test_a_follower_that_attains_nothing_is_not_called_unbounded_above():
-    program = declared(y + cp.square(k - 1.3), [k <= 3, k >= 0], cp.exp(y) - k * y)  # at k == 0 the follower has no answer
+    program = declared(
+        y + cp.square(k - 1.3), [k <= 3, k >= 0], cp.exp(y) - k * y
+    )  # at k == 0 the follower has no answer
     solution = program.solve(solver=bg.Global(time_limit=20))
     assert solution.status not in (bg.Status.UNBOUNDED_UPPER, bg.Status.GLOBAL)
 
@@ -186,7 +200,7 @@ def test_the_gradient_at_integers_is_that_of_the_continuous_part(smooth):
 
 
 @pytest.mark.parametrize(
-    "program, words",
+    ("program", "words"),
     [
         ((k + y, [k >= 2, k <= 9], -cp.entr(y) + 0.3 * y * k), "an entropy, a geometric mean or another cone whose scale"),
         ((k + y, [k >= 2, k <= 9], cp.lambda_max(cp.bmat([[y, k, 0], [k, 1, 0], [0, 0, y]])) - 3 * y, [y <= 3]), "cone PSD"),

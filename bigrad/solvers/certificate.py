@@ -112,9 +112,7 @@ class Global(AbstractSolver):
             verdicts = [v for some in thread_map(part, batch, least=1) for v in some]
             return scaling.undo(gather("Global", program, verdicts))
 
-    def _nonlinear(
-        self, program: Program, theta: tuple[np.ndarray, ...], warm: Sequence[Point | None]
-    ) -> Outcome:
+    def _nonlinear(self, program: Program, theta: tuple[np.ndarray, ...], warm: Sequence[Point | None]) -> Outcome:
         """The same for a program that is not quadratic: one item at a time, whose functions are compiled."""
         integer, search = np.array(program.integers, int), Relaxation(starts=self.starts, seed=self.seed)
         verdicts = []

@@ -87,7 +87,13 @@ class Nonlinear:
                 continue
             base = box.bound - sos.EDGE * (1 + abs(box.bound))
             found = spatial.minimise(
-                self.system, self.integer, start, box=(box.low, box.high), floor=base, gap=self.gap / 2, seconds=self.left
+                self.system,
+                self.integer,
+                start,
+                box=(box.low, box.high),
+                floor=base,
+                gap=self.gap / 2,
+                seconds=self.left,
             )
             if found.status == sos.INFEASIBLE:
                 if nodes == 1 and best.w is None:

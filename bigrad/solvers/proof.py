@@ -8,9 +8,7 @@ from bigrad.solvers.base import EXACT, PROVEN
 from bigrad.solvers.verdict import Verdict
 
 
-def judged(
-    best: Verdict, found: sos.Found, bounds: tuple[float, ...], gap: float, unit: float, late: bool
-) -> Verdict:
+def judged(best: Verdict, found: sos.Found, bounds: tuple[float, ...], gap: float, unit: float, late: bool) -> Verdict:
     """The verdict on the best point, after a search that found `found`.
 
     bounds: on the objective, each proven. gap: relative to unit + |value| at which the point is the optimum. late: no

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import ctypes
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
@@ -120,7 +120,7 @@ def fresh(gap: tuple[float, float], seconds: float, tolerance: float) -> Any:
     return model
 
 
-def solved(model: Any, v: Sequence[Any]) -> Found:
+def solved(model: Any, v: Iterable[Any]) -> Found:
     """Run a model; v: its variables of interest."""
     try:
         with _quiet:
@@ -221,7 +221,7 @@ def offer(model: Any, values: Iterable[tuple[Any, float]]) -> None:
     model.addSol(solution)
 
 
-def _found(model: Any, v: Sequence[Any]) -> Found:
+def _found(model: Any, v: Iterable[Any]) -> Found:
     ending = model.getStatus()
     if ending == "userinterrupt":
         raise KeyboardInterrupt

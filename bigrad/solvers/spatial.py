@@ -78,9 +78,7 @@ def minimise(
     return sos.followed(run, floor, seconds)
 
 
-def empty(
-    system: System, integer: np.ndarray, seconds: float, *, answers: bool = False, optimal: bool = False
-) -> bool:
+def empty(system: System, integer: np.ndarray, seconds: float, *, answers: bool = False, optimal: bool = False) -> bool:
     """Whether no point satisfies the leader's own rows, the follower's (`answers`) and its optimality (`optimal`)."""
     model = _Model(system, integer, sos.fresh((0.0, 0.0), seconds, sos.LENIENT))
     if answers or optimal:
@@ -102,7 +100,9 @@ class _Model:
         whole, blocks = set(integer.tolist()), system.blocks
         idle = {*blocks.chart.tolist(), *blocks.mu.tolist()}
         self.v = np.array([self._variable(k, k in whole, k in idle) for k in range(n)], dtype=object)
-        if whole:  # integers first: a product with one is linear when that is settled, whatever the other factor's range
+        if (
+            whole
+        ):  # integers first: a product with one is linear when that is settled, whatever the other factor's range
             scip.setParam("constraints/nonlinear/branching/external", True)
             for k in whole:
                 scip.chgVarBranchPriority(self.v[k], FIRST)
