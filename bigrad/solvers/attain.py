@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
+from bigrad.programs.cones import exponential, power
 from bigrad.programs.newton import Conic, solve
 
 PROBE, FIRM = 1e-8, 1e-2
@@ -31,18 +32,25 @@ STEADY, MOVED = 0.75, 1e-4
 Run = Callable[[Conic], Any]
 
 
-def firm(program: Conic, u: np.ndarray, lam: np.ndarray) -> bool:
-    """Whether a solution hardly moves with its data: then it is no point on the way to elsewhere."""
-    size = len(u) + len(lam)
+def firm(program: Conic, u: np.ndarray, lam: np.ndarray, watched: np.ndarray | None = None) -> bool:
+    """Whether a solution hardly moves with its data: then it is no point on the way to elsewhere. watched: the places in
+    (u, lam) that count, all of u if left out.
+    """
+    size, w = len(u) + len(lam), np.r_[u, lam]
+    at = np.arange(len(u)) if watched is None else watched
     off = PROBE * (1 + abs(program.q).max(initial=0.0)) * np.cos(np.arange(size))
     moved, singular = solve(program.jacobian(program.slope(u, lam)), off, rough=True)
-    return not singular and bool(abs(moved[: len(u)]).max(initial=0.0) <= FIRM * (1 + abs(u).max(initial=0.0)))
+    return not singular and bool(abs(moved[at]).max(initial=0.0) <= FIRM * (1 + abs(w[at]).max(initial=0.0)))
 
 
-def runs_away(program: Conic, run: Run) -> bool:
-    """Whether the value seems to be approached but not attained. run: solves a program (Clarabel)."""
+def runs_away(program: Conic, run: Run, watched: np.ndarray | None = None) -> bool:
+    """Whether the value seems to be approached but not attained. run: solves a program (Clarabel). watched: the places in
+    u that count, all if left out.
+    """
     d = _flat(program, run)
-    if d is None:
+    if d is not None and watched is not None:
+        d[np.setdiff1d(np.arange(len(d)), watched)] = 0.0
+    if d is None or abs(d).max(initial=0.0) < AHEAD:
         return False
     places = []
     for eps in FALLING:
@@ -52,6 +60,23 @@ def runs_away(program: Conic, run: Run) -> bool:
         places.append(float(d @ np.array(answer.x)))
     before, after = np.diff(places)
     return bool(after >= STEADY * before and min(before, after) > MOVED * (1 + abs(places[-1])))
+
+
+def dual(program: Conic) -> Conic:
+    """The dual program, in (omega, lam): min 1/2 omega'P omega + b'lam with P omega + A'lam == -q, lam in K*."""
+    n, m, cones = len(program.q), len(program.b), program.cones
+    balls = cones.size - cones.zero - 3 * (cones.exponential + len(cones.power))
+    lifts = [exponential().lift] * cones.exponential + [power(a).lift for a in cones.power]
+    into = sp.block_diag([sp.eye_array(balls), *lifts])
+    inside = sp.hstack([sp.csc_array((m - cones.zero, n + cones.zero)), -into])
+    return Conic(
+        P=sp.csc_array(sp.block_diag([program.P, sp.csc_array((m, m))])),
+        q=np.r_[np.zeros(n), program.b],
+        d=0.0,
+        A=sp.csc_array(sp.vstack([sp.hstack([program.P, program.A.T]), inside])),
+        b=np.r_[-program.q, np.zeros(m - cones.zero)],
+        cones=replace(cones, zero=n),
+    )
 
 
 def _flat(program: Conic, run: Run) -> np.ndarray | None:

@@ -124,7 +124,7 @@ class Interior(AbstractSolver):
         return found._replace(seconds=time.perf_counter() - begun)
 
     def _solved(self, program: Conic, tolerances: dict[str, float]) -> Found:
-        answer = self._clarabel(program, tolerances)
+        answer = self.clarabel(program, tolerances)
         word, u, lam = str(answer.status), np.array(answer.x), np.array(answer.z)
         iterations = answer.iterations
         if word.endswith("PrimalInfeasible"):
@@ -147,11 +147,12 @@ class Interior(AbstractSolver):
         s = program.b - program.A @ u
         weak = program.cones.weak(s - lam, s)
         w, cause = np.r_[u, lam], ""
-        if not firm(program, u, lam) and runs_away(program, lambda other: self._clarabel(other, tolerances)):
+        if not firm(program, u, lam) and runs_away(program, lambda other: self.clarabel(other, tolerances)):
             status, cause = Status.INEXACT, APPROACHED
         return Found(status, w, value, bound, residual, violation, iterations, weak, singular, cause=cause)
 
-    def _clarabel(self, program: Conic, tolerances: dict[str, float]) -> Any:
+    def clarabel(self, program: Conic, tolerances: dict[str, float]) -> Any:
+        """Clarabel's own answer."""
         import clarabel
 
         settings = clarabel.DefaultSettings()
@@ -182,7 +183,7 @@ class Interior(AbstractSolver):
         if not (flat and stays and fall < -CERTAIN * (abs(program.q) @ abs(ray))):
             return Status.NOT_FOUND
         still = program._replace(P=0 * program.P, q=0 * program.q, d=0.0)
-        answer = self._clarabel(still, {})
+        answer = self.clarabel(still, {})
         if str(answer.status).endswith("PrimalInfeasible"):
             sure = _proves_infeasible(program, np.array(answer.z))
             return Status.INFEASIBLE_UPPER if sure else Status.NOT_FOUND
