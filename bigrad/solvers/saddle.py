@@ -87,9 +87,9 @@ def _running(program: Program, w: np.ndarray, status: np.ndarray, theta: tuple[n
     at = np.unique(np.concatenate([place.tocoo().coords[1] for place in answers if not isinstance(place, slice)]))
     for i in np.flatnonzero([s is Status.GLOBAL for s in status]):
         conic = form.at(tuple(t[i] if t.ndim > 1 else t for t in theta))
-        if not firm(conic, w[i, :size], w[i, size:], at):
-            if runs_away(dual(conic), lambda other: Interior().clarabel(other, PRECISE), at[at >= size]):
-                found.append(int(i))
+        loose = not firm(conic, w[i, :size], w[i, size:], at)
+        if loose and runs_away(dual(conic), lambda other: Interior().clarabel(other, PRECISE), at[at >= size]):
+            found.append(int(i))
     return found
 
 
