@@ -37,7 +37,7 @@ class Auto(AbstractSolver, AbstractGradient):
     needs: ClassVar[frozenset[str]] = frozenset({"kkt"})
 
     def accepts(self, program: Program) -> str | None:
-        """None, but for integers in a program that is not quadratic: some solver takes every other that could be declared."""
+        """None, but for integers in a program that SCIP cannot be given: some solver takes every other that could be declared."""
         return self.choose(program)[0].accepts(program) if program.integers else None
 
     def choose(self, program: Program) -> tuple[AbstractSolver, str]:

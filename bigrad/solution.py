@@ -59,7 +59,8 @@ class Stats:
     followers and status INFEASIBLE_LOWER, the index of the first that has no feasible answer, whatever the others do;
     None if that is not known. bound: best proven bound on the upper objective, in the user's sense; None if none is
     known. gap: how far the value may be from the optimum, |value - bound| / (1 + |value|); None without a bound or
-    a point. cause: what stopped an item that no solver could report on, such as the death of its process; empty otherwise.
+    a point. cause: what stopped an item that no solver could report on, such as the death of its process, or that its value is
+    approached but not attained; empty otherwise.
     """
 
     solver: str = ""

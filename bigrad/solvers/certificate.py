@@ -45,8 +45,8 @@ PATIENCE = 10.0
 
 @dataclass(frozen=True)
 class Global(AbstractSolver):
-    """Solver with a certificate: a lower LP or QP under a linear or quadratic upper level, convex or not, with or
-    without integer leader variables.
+    """Solver with a certificate: any quadratic program, convex above or not, with or without integer leader variables,
+    and smooth ones as far as SCIP has their functions.
 
     Choose it where a local optimum is not enough, and for integers. Nothing but the program is needed: no bounds on
     multipliers, no constant M. gap: status GLOBAL says that value - bound <= gap * (1 + |value|); at least 1e-8. The
@@ -54,6 +54,11 @@ class Global(AbstractSolver):
     are of order one; the point is exact, for its piece is solved once more. time_limit: seconds per item; then the best
     point comes with its open gap. Without one, a nonconvex program of more than some twenty pairs may take hours.
     starts: local searches that give SCIP its first point. seed: of these.
+
+    Other smooth programs go to SCIP as they are, in their own units: products of leader variables with answers at any
+    level, norms and sums of exponentials or powers below, powers, exp, log, sin and cos above. Give these bounds: only
+    where the objective stops above -1e6 is there a bound, and only integers need none on what they multiply. Of a
+    follower with cones, answers without multipliers (no interior point) are not seen.
 
     Integer variables are held where they were found when a gradient is taken: the continuous part is differentiated
     exactly, the integers' own derivative is zero.
@@ -71,7 +76,7 @@ class Global(AbstractSolver):
             raise InputError(f"Global(time_limit={self.time_limit}): give seconds above zero, or None.")
 
     def accepts(self, program: Program) -> str | None:
-        """Refuses programs that are not quadratic."""
+        """Refuses, by name, what SCIP cannot be given."""
         if program.quadratic is not None:
             return None
         instead = "" if program.integers else " Use Auto()."
