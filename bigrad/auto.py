@@ -40,6 +40,8 @@ class Auto(AbstractSolver, AbstractGradient):
         """None, but for integers in a program that is not quadratic: some solver takes every other that could be declared."""
         asked = program.integers or program.combinatorial
         return self.choose(program)[0].accepts(program) if asked else None
+        """None, but for integers in a program that SCIP cannot be given: some solver takes every other that could be declared."""
+        return self.choose(program)[0].accepts(program) if program.integers else None
 
     def choose(self, program: Program) -> tuple[AbstractSolver, str]:
         """The solver that fits, and why."""

@@ -62,6 +62,8 @@ class Stats:
     a point. cuts, follower_solves: how often a combinatorial program's search cut and asked the follower; rounding: by how
     much costs rounded to whole numbers may mislead its optimum. cause: what stopped an item that no solver could report
     on, such as the death of its process; empty otherwise.
+    a point. cause: what stopped an item that no solver could report on, such as the death of its process, or that its value is
+    approached but not attained; empty otherwise.
     """
 
     solver: str = ""

@@ -460,11 +460,14 @@ def test_every_solver_takes_integers_or_refuses_by_name():
         program.solve(solver=bg.Pieces())
 
 
-@pytest.mark.parametrize("solver", [None, bg.Global(), bg.Relaxation()])
-def test_integers_in_a_program_that_is_not_quadratic_are_refused(solver):
+@pytest.mark.parametrize("solver", [None, bg.Global()])
+def test_integers_under_an_upper_level_that_is_not_quadratic(solver):
     program = declared(cp.exp(k) + cp.square(y), [k <= 10], cp.square(y - 0.3 * k))
+    solution = program.solve(solver=solver)
+    assert solution.status is bg.Status.GLOBAL
+    assert solution.value == pytest.approx(np.exp(-1) + 0.09)
     with pytest.raises(bg.CapabilityError, match="Global"):
-        program.solve(solver=solver)
+        program.solve(solver=bg.Relaxation())
 
 
 def test_some_entries_of_a_variable_may_be_integer():

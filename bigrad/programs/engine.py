@@ -84,6 +84,7 @@ class Engine:
         self.inequalities = sum(r.size for r in canonical.inequalities)
         self.equalities = sum(r.size for r in canonical.equalities)
         where, self.size = dict(place), size
+        self.canonical, self.place = canonical, place
         values: dict[Any, np.ndarray] = {v: np.ones(v.shape) for v in canonical.variables}
         if wanted is not None:
             stands = {id(p): cp.Variable(p.shape) for p, w in zip(canonical.parameters, wanted, strict=True) if w}

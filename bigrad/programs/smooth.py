@@ -91,7 +91,7 @@ class Smooth:
                     f"{lead}, and parameters must enter affinely: in the {what} {piece}, look at {bad}. {advice}"
                 )
         try:
-            agree = self._engine.audit(self._canonical)
+            agree = self._engine.audit(self.canonical)
         except (NotImplementedError, ValueError, TypeError) as error:
             culprit = next((p for p in (self.objective, *self.constraints) if not self._takes(p)), self.objective)
             raise DeclarationError(
@@ -114,14 +114,15 @@ class Smooth:
         return True
 
     @cached_property
-    def _canonical(self) -> Canonical:
+    def canonical(self) -> Canonical:
+        """The upper level as the engine has it."""
         return canonicalise(self.objective, self.constraints, self.parameters)
 
     @cached_property
     def _extra(self) -> tuple[cp.Variable, ...]:
         """Auxiliary variables of the upper level."""
         own = {v.id for v in (*self.leader, *self.follower, self.multipliers) if v is not None}
-        return tuple(v for v in self._canonical.variables if v.id not in own)
+        return tuple(v for v in self.canonical.variables if v.id not in own)
 
     @cached_property
     def _columns(self) -> np.ndarray:
@@ -164,7 +165,7 @@ class Smooth:
         return conic(self.cone, self.follower)
 
     @cached_property
-    def _blocks(self) -> Blocks:
+    def blocks(self) -> Blocks:
         """The cones: s and charts behind the auxiliary variables of the lower level, lam and mu among its multipliers."""
         layout, count, size = self.layout, len(self._conic.cones), self._conic.size
         _, _, lam, nu, sigma, kappa, _, gamma, _ = layout.blocks
@@ -184,9 +185,18 @@ class Smooth:
         )
 
     @cached_property
+    def steady(self) -> np.ndarray:
+        """Which coordinates of the cones' points are constants, bool."""
+        layout, terms, size = self.layout, self._lower, self._conic.size
+        first = layout.blocks[6].stop - layout.primal - size
+        own = (terms.left < terms.size - 1) & ~np.isin(terms.left, self.blocks.s) & (terms.coefficient != 0)
+        own |= (terms.right < terms.size - 1) & (terms.coefficient != 0)
+        return ~np.isin(first + np.arange(size), terms.row[own])
+
+    @cached_property
     def _sizes(self) -> tuple[tuple[int, int], tuple[np.ndarray, np.ndarray]]:
         """Inequalities and equalities of the canonical upper level, and bounds of its auxiliary variables."""
-        upper = self._canonical
+        upper = self.canonical
         return (sum(r.size for r in upper.inequalities), sum(r.size for r in upper.equalities)), bounds(self._extra)
 
     @cached_property
@@ -201,7 +211,7 @@ class Smooth:
 
     @cached_property
     def _engine(self) -> Engine:
-        return Engine(self._canonical, self._place, self.layout.primal)
+        return Engine(self.canonical, self._place, self.layout.primal)
 
     @cached_property
     def _domain(self) -> tuple[np.ndarray, np.ndarray]:
@@ -218,9 +228,9 @@ class Smooth:
     def _origin(self) -> np.ndarray:
         """A v where every function of the upper level can be evaluated."""
         v = np.zeros(self.layout.primal)
-        for variable, value in zip(self._canonical.variables, self._canonical.start, strict=True):
+        for variable, value in zip(self.canonical.variables, self.canonical.start, strict=True):
             v[self._place[variable.id] + np.arange(variable.size)] = np.ravel(value, order="F")
-        blocks = self._blocks
+        blocks = self.blocks
         s, lam = blocks.inner()
         return blocks.seat(np.clip(v, *self._domain), s, lam)
 
@@ -246,7 +256,7 @@ class Smooth:
     @cached_property
     def _lower(self) -> Bilinear:
         """The follower's stationarity, minus its slacks, its equalities, and the cones' A u + b - s."""
-        layout, cone, place, blocks = self.layout, self.cone, self._inputs, self._blocks
+        layout, cone, place, blocks = self.layout, self.cone, self._inputs, self.blocks
         n, where, rigid = cone.x.size, self._conic.where, self._conic.rigid
         size = layout.primal + sum(p.size for p in self.parameters) + 1
         one, u = size - 1, np.r_[self._columns, size - 1]
@@ -285,7 +295,7 @@ class Smooth:
 
         @cache
         def promoted(wanted: tuple[bool, ...]) -> Engine:
-            return Engine(self._canonical, self._place, layout.primal, wanted)
+            return Engine(self.canonical, self._place, layout.primal, wanted)
 
         return Compiled(
             layout=layout,
@@ -294,7 +304,7 @@ class Smooth:
             promoted=promoted,
             cone=self.cone,
             conic=self._conic,
-            blocks=self._blocks,
+            blocks=self.blocks,
             columns=self._columns,
             inputs=self._inputs,
             low=low,

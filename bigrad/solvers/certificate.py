@@ -16,23 +16,25 @@ import numpy as np
 
 from bigrad.parallel import single_blas, thread_map
 from bigrad.program import Program
+from bigrad.programs.smooth import Smooth
 from bigrad.quadratic import Data, Maps, Sizes
 from bigrad.solution import InputError, Outcome, Point, Status
 from bigrad.solvers import sos
-from bigrad.solvers.base import EXACT, PROVEN, AbstractSolver, batch_size
+from bigrad.solvers.base import AbstractSolver, batch_size
 from bigrad.solvers.diagnose import diagnose
 from bigrad.solvers.integers import Held
+from bigrad.solvers.nonlinear import POLISH, Nonlinear
 from bigrad.solvers.pieces import Pieces
+from bigrad.solvers.proof import better, judged
 from bigrad.solvers.reformulation import BOUNDED, UNBOUNDED, fall, reformulate, tightened
 from bigrad.solvers.relaxation import Relaxation
 from bigrad.solvers.scaling import Scaling
+from bigrad.solvers.spatial import refusal
 from bigrad.solvers.stages import QuadraticSystem
 from bigrad.solvers.verdict import Verdict, gather, nonconvex
 
 LEAST_GAP = 1e-8
 """No tighter gap can be proven with SCIP's tolerances."""
-POLISH = 1.0
-"""Seconds that an exact solve of a given piece may take beyond the time limit; milliseconds, as a rule."""
 PREPARATION = 60.0
 """Seconds, at most, for bounds on unknowns; a quarter of the time limit."""
 BELOW = 1e-2
@@ -43,8 +45,8 @@ PATIENCE = 10.0
 
 @dataclass(frozen=True)
 class Global(AbstractSolver):
-    """Solver with a certificate: a lower LP or QP under a linear or quadratic upper level, convex or not, with or
-    without integer leader variables.
+    """Solver with a certificate: any quadratic program, convex above or not, with or without integer leader variables,
+    and smooth ones as far as SCIP has their functions.
 
     Choose it where a local optimum is not enough, and for integers. Nothing but the program is needed: no bounds on
     multipliers, no constant M. gap: status GLOBAL says that value - bound <= gap * (1 + |value|); at least 1e-8. The
@@ -52,6 +54,11 @@ class Global(AbstractSolver):
     are of order one; the point is exact, for its piece is solved once more. time_limit: seconds per item; then the best
     point comes with its open gap. Without one, a nonconvex program of more than some twenty pairs may take hours.
     starts: local searches that give SCIP its first point. seed: of these.
+
+    Other smooth programs go to SCIP as they are, in their own units: products of leader variables with answers at any
+    level, norms and sums of exponentials or powers below, powers, exp, log, sin and cos above. Give these bounds: only
+    where the objective stops above -1e6 is there a bound, and only integers need none on what they multiply. Of a
+    follower with cones, answers without multipliers (no interior point) are not seen.
 
     Integer variables are held where they were found when a gradient is taken: the continuous part is differentiated
     exactly, the integers' own derivative is zero.
@@ -69,10 +76,15 @@ class Global(AbstractSolver):
             raise InputError(f"Global(time_limit={self.time_limit}): give seconds above zero, or None.")
 
     def accepts(self, program: Program) -> str | None:
-        """Refuses programs that are not quadratic."""
-        if program.quadratic is None:
-            instead = "With integers no other solver takes it." if program.integers else "Use Relaxation()."
-            return f"Global() needs linear constraints and a quadratic upper objective, but {program.why_not_quadratic}. {instead}"
+        """Refuses, by name, what SCIP cannot be given."""
+        if program.quadratic is not None:
+            return None
+        instead = "" if program.integers else " Use Auto()."
+        if not isinstance(program.smooth, Smooth):
+            return f"Global() needs a quadratic or smooth program, but {program.why_not_quadratic}.{instead}"
+        if reason := refusal(program.smooth):
+            takes = "It takes products, powers, exp, log, sin, cos, and norms and sums of exponentials or powers below."
+            return f"Global() cannot take this program: {reason}. {takes}{instead}"
         return None
 
     def choose(self, program: Program) -> tuple[AbstractSolver, str]:
@@ -85,7 +97,8 @@ class Global(AbstractSolver):
     ) -> Outcome:
         """Solve a batch; see AbstractSolver.solve."""
         maps, batch = program.quadratic, batch_size(theta)
-        assert maps is not None
+        if maps is None:
+            return self._nonlinear(program, theta, warm_start or [None] * batch)
         invalid, sizes = program.invalid(theta, batch), maps.sizes
         with single_blas:
             data, scaling = Scaling.of(maps(tuple(np.where(np.isfinite(t), t, 0.0) for t in theta)), sizes)
@@ -103,6 +116,20 @@ class Global(AbstractSolver):
 
             verdicts = [v for some in thread_map(part, batch, least=1) for v in some]
             return scaling.undo(gather("Global", program, verdicts))
+
+    def _nonlinear(self, program: Program, theta: tuple[np.ndarray, ...], warm: Sequence[Point | None]) -> Outcome:
+        """The same for a program that is not quadratic: one item at a time, whose functions are compiled."""
+        integer, search = np.array(program.integers, int), Relaxation(starts=self.starts, seed=self.seed)
+        verdicts = []
+        for i, bad in enumerate(program.invalid(theta, len(warm))):
+            since = time.perf_counter()
+            verdict = Verdict(Status.INVALID_INPUT)
+            if not bad:
+                end = since + (np.inf if self.time_limit is None else self.time_limit)
+                with program.smooth.at(tuple(t[i] if t.ndim > 1 else t for t in theta)) as system, single_blas:
+                    verdict = Nonlinear(system, integer, self.gap, search, end).verdict(warm[i])
+            verdicts.append(verdict._replace(seconds=time.perf_counter() - since))
+        return gather("Global", program, verdicts)
 
 
 class _Item:
@@ -148,8 +175,8 @@ class _Item:
             last = self.local(self.point(found.v), max(self.left, POLISH))
             if found.status == sos.DEEP and Status.UNBOUNDED_UPPER in (best.status, last.status):
                 return Verdict(Status.UNBOUNDED_UPPER)
-            best = _better(best, last)
-        return self.judged(best, found, (floor, found.bound))
+            best = better(best, last)
+        return judged(best, found, (floor, found.bound), self.solver.gap, 1 / self.upper, self.left <= 0)
 
     def local(self, at: Point | None, seconds: float) -> Verdict:
         """A local optimum from a point, integers held where it has them, else of a search from scratch."""
@@ -185,29 +212,3 @@ class _Item:
         z = u[: self.sizes.x + self.sizes.y].copy()
         z[self.integer] /= self.units
         return Point(z, u[self.sizes.blocks[2]] > u[self.sizes.primal :])
-
-    def judged(self, best: Verdict, found: sos.Found, bounds: tuple[float, ...]) -> Verdict:
-        best = best._replace(iterations=found.nodes)
-        late = found.status == sos.LATE and self.left <= 0
-        if best.value is None:
-            failed = Status.TIME_LIMIT if late else Status.FAILED if found.status == sos.BROKEN else Status.NOT_FOUND
-            return best._replace(status=failed, bound=max(bounds))
-        value = best.value
-        unit = 1 / self.upper + abs(value)
-        believed = [b for b in bounds if b <= value + PROVEN * unit]  # above a feasible point it is none
-        bound = min(max(believed, default=-np.inf), value)
-        best = best._replace(bound=bound)
-        if max(best.residual or 0.0, best.violation or 0.0) > EXACT:
-            return best._replace(status=Status.INEXACT)
-        if value - bound <= self.solver.gap * unit:
-            return best._replace(status=Status.GLOBAL)
-        return best._replace(status=Status.OPEN) if late else best
-
-
-def _better(a: Verdict, b: Verdict) -> Verdict:
-    if a.value is None or b.value is None:
-        return b if a.value is None else a
-    exact = [max(v.residual or 0.0, v.violation or 0.0) <= EXACT for v in (a, b)]
-    if exact[0] != exact[1]:
-        return a if exact[0] else b
-    return b if b.value <= a.value else a

@@ -22,6 +22,7 @@ from bigrad.programs.ball import Ball
 from bigrad.programs.convex import Convex
 from bigrad.programs.newton import Conic
 from bigrad.solution import Outcome, Point, Status
+from bigrad.solvers.attain import firm, runs_away
 from bigrad.solvers.base import EXACT, PROVEN, AbstractSolver, batch_size
 
 PRECISE = {"tol_gap_abs": 1e-10, "tol_gap_rel": 1e-10, "tol_feas": 1e-10}
@@ -46,6 +47,13 @@ class Found(NamedTuple):
     degenerate: int = 0
     singular: bool = False
     seconds: float = 0.0
+    cause: str = ""
+
+
+APPROACHED = (
+    "The value is approached but not attained: points that come nearer to it run away without end. Bound the variables, "
+    "or add a small strictly convex term."
+)
 
 
 @dataclass(frozen=True)
@@ -99,6 +107,7 @@ class Interior(AbstractSolver):
             starts=none + 1,
             biactive=none,
             strongly_stationary=np.isfinite(w).all(-1),
+            cause=np.array([f.cause for f in found], dtype=object) if any(f.cause for f in found) else None,
             **arrays,
         )
 
@@ -115,7 +124,7 @@ class Interior(AbstractSolver):
         return found._replace(seconds=time.perf_counter() - begun)
 
     def _solved(self, program: Conic, tolerances: dict[str, float]) -> Found:
-        answer = self._clarabel(program, tolerances)
+        answer = self.clarabel(program, tolerances)
         word, u, lam = str(answer.status), np.array(answer.x), np.array(answer.z)
         iterations = answer.iterations
         if word.endswith("PrimalInfeasible"):
@@ -137,10 +146,13 @@ class Interior(AbstractSolver):
             return Found(limits.get(word, Status.FAILED), iterations=iterations)
         s = program.b - program.A @ u
         weak = program.cones.weak(s - lam, s)
-        w = np.r_[u, lam]
-        return Found(status, w, value, bound, residual, violation, iterations, weak, singular)
+        w, cause = np.r_[u, lam], ""
+        if not firm(program, u, lam) and runs_away(program, lambda other: self.clarabel(other, tolerances)):
+            status, cause = Status.INEXACT, APPROACHED
+        return Found(status, w, value, bound, residual, violation, iterations, weak, singular, cause=cause)
 
-    def _clarabel(self, program: Conic, tolerances: dict[str, float]) -> Any:
+    def clarabel(self, program: Conic, tolerances: dict[str, float]) -> Any:
+        """Clarabel's own answer."""
         import clarabel
 
         settings = clarabel.DefaultSettings()
@@ -171,7 +183,7 @@ class Interior(AbstractSolver):
         if not (flat and stays and fall < -CERTAIN * (abs(program.q) @ abs(ray))):
             return Status.NOT_FOUND
         still = program._replace(P=0 * program.P, q=0 * program.q, d=0.0)
-        answer = self._clarabel(still, {})
+        answer = self.clarabel(still, {})
         if str(answer.status).endswith("PrimalInfeasible"):
             sure = _proves_infeasible(program, np.array(answer.z))
             return Status.INFEASIBLE_UPPER if sure else Status.NOT_FOUND

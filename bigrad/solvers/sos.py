@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import ctypes
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
@@ -84,25 +84,24 @@ def minimise(
     start: a point to begin with, ignored if not feasible. floor: a bound that is known already. gap: the relative and the
     absolute one at which it may stop. An objective that falls below all FLOORS has the status DEEP.
     """
+    return followed(lambda base, left: _run(program, start, base, gap, left, tolerance), floor, seconds)
+
+
+def followed(run: Callable[[float, float], Found], floor: float, seconds: float) -> Found:
+    """What `run` finds above a floor within so many seconds; above each of FLOORS in turn where there is none."""
     if np.isfinite(floor):
-        return _run(program, start, floor, gap, seconds, tolerance)
+        return run(floor, seconds)
     found, end = Found(DEEP, None, -np.inf), time.perf_counter() + seconds
     for depth in FLOORS:
-        found = _run(program, start, -depth, gap, end - time.perf_counter(), tolerance)
+        found = run(-depth, end - time.perf_counter())
         if found.status != OPTIMAL or found.bound > -depth * (1 - EDGE):
             break
         found = replace(found, status=DEEP)
     return found if found.bound > -depth * (1 - EDGE) else replace(found, bound=-np.inf)
 
 
-def _run(
-    program: Sos,
-    start: np.ndarray | None,
-    floor: float,
-    gap: tuple[float, float],
-    seconds: float,
-    tolerance: float,
-) -> Found:
+def fresh(gap: tuple[float, float], seconds: float, tolerance: float) -> Any:
+    """A silent SCIP model without variables."""
     import pyscipopt
 
     model = pyscipopt.Model()
@@ -118,6 +117,32 @@ def _run(
     )
     if np.isfinite(seconds):
         model.setParam("limits/time", max(seconds, 1e-3))
+    return model
+
+
+def solved(model: Any, v: Iterable[Any]) -> Found:
+    """Run a model; v: its variables of interest."""
+    try:
+        with _quiet:
+            model.optimizeNogil()
+    except Exception as error:  # SCIP's own are of no narrower class
+        if "SCIP" not in str(error):
+            raise
+        return Found(BROKEN, None, -np.inf)
+    return _found(model, v)
+
+
+def _run(
+    program: Sos,
+    start: np.ndarray | None,
+    floor: float,
+    gap: tuple[float, float],
+    seconds: float,
+    tolerance: float,
+) -> Found:
+    import pyscipopt
+
+    model = fresh(gap, seconds, tolerance)
     v = [
         model.addVar(vtype="I" if k in program.integer else "C", lb=_or_none(a), ub=_or_none(b))
         for k, (a, b) in enumerate(zip(program.low, program.high, strict=True))
@@ -136,15 +161,8 @@ def _run(
         model.addConsSOS1([v[a], v[b]])
     extra = _objective(model, program, v, linear, floor)
     if start is not None:
-        _offer(model, [*zip(v, start, strict=True), *extra(start)])
-    try:
-        with _quiet:
-            model.optimizeNogil()
-    except Exception as error:  # SCIP's own are of no narrower class
-        if "SCIP" not in str(error):
-            raise
-        return Found(BROKEN, None, -np.inf)
-    return _found(model, v)
+        offer(model, [*zip(v, start, strict=True), *extra(start)])
+    return solved(model, v)
 
 
 def _objective(model: Any, program: Sos, v: list[Any], linear: Any, floor: float) -> Any:
@@ -195,14 +213,15 @@ def _squares(H: np.ndarray, f: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.n
     return root, shift, rest
 
 
-def _offer(model: Any, values: Iterable[tuple[Any, float]]) -> None:
+def offer(model: Any, values: Iterable[tuple[Any, float]]) -> None:
+    """Give a model a point to begin with."""
     solution = model.createSol()
     for variable, value in values:
         model.setSolVal(solution, variable, float(value))
     model.addSol(solution)
 
 
-def _found(model: Any, v: list[Any]) -> Found:
+def _found(model: Any, v: Iterable[Any]) -> Found:
     ending = model.getStatus()
     if ending == "userinterrupt":
         raise KeyboardInterrupt
