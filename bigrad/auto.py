@@ -26,10 +26,10 @@ FEW_PAIRS = 16
 
 @dataclass(frozen=True)
 class Auto(AbstractSolver, AbstractGradient):
-    """Chooses by the program: Global where the leader has integer variables; Saddle for a convex-concave zero-sum game;
-    for one level, ActiveSet for a convex quadratic program Formula for the projection onto a ball and Interior for
-    other cones; for two, Sparse for a large
-    one, Pieces under a convex quadratic upper level; Relaxation for any other; Implicit for the gradient.
+    """Chooses by the program: Cuts for OR-Tools models, with Interpolate for the gradient; Global where the leader has integer
+    variables; Saddle for a convex-concave zero-sum game; for one level, ActiveSet for a convex quadratic program, Formula
+    for the projection onto a ball and Interior for other cones; for two, Sparse for a large one, Pieces under a convex
+    quadratic upper level; Relaxation for any other; Implicit for the gradient.
 
     `program.explain()` and `layer.explain()` print the choice and its reason.
     """
@@ -37,11 +37,9 @@ class Auto(AbstractSolver, AbstractGradient):
     needs: ClassVar[frozenset[str]] = frozenset()
 
     def accepts(self, program: Program) -> str | None:
-        """None, but for integers in a program that is not quadratic: some solver takes every other that could be declared."""
+        """None, but for integers in a program that SCIP cannot be given: some solver takes every other that could be declared."""
         asked = program.integers or program.combinatorial
         return self.choose(program)[0].accepts(program) if asked else None
-        """None, but for integers in a program that SCIP cannot be given: some solver takes every other that could be declared."""
-        return self.choose(program)[0].accepts(program) if program.integers else None
 
     def choose(self, program: Program) -> tuple[AbstractSolver, str]:
         """The solver that fits, and why."""

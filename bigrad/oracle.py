@@ -16,6 +16,8 @@ import numpy as np
 class Oracle(ABC):
     """costs (batch, n) to decisions (batch, m), float64 arrays; deterministic, and safe to call from several threads.
 
+    Where there are several rows an item, such as samples, the rows of one item follow each other.
+
     Raises InputError, with the index in the batch, for costs outside the oracle's domain.
     """
 

@@ -61,9 +61,7 @@ class Stats:
     known. gap: how far the value may be from the optimum, |value - bound| / (1 + |value|); None without a bound or
     a point. cuts, follower_solves: how often a combinatorial program's search cut and asked the follower; rounding: by how
     much costs rounded to whole numbers may mislead its optimum. cause: what stopped an item that no solver could report
-    on, such as the death of its process; empty otherwise.
-    a point. cause: what stopped an item that no solver could report on, such as the death of its process, or that its value is
-    approached but not attained; empty otherwise.
+    on, such as the death of its process, or that its value is approached but not attained; empty otherwise.
     """
 
     solver: str = ""

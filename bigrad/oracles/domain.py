@@ -1,8 +1,7 @@
 """What every oracle asks of its costs, and how the rows of a batch find their item where feasible sets differ.
 
-An oracle may hold one feasible set for all, or one an item (a capacity each, a target each). Row r of the costs then
-belongs to item r mod items, so that samples stacked over a batch, (samples, batch, n) flattened, need nothing more;
-`oracle.at(items)` is the oracle of some of its items, for batches that are drawn from a data set.
+An oracle may hold one feasible set for all, or one an item (a capacity each, a target each). The rows of one item follow
+each other, so that a batch of samples, (batch, samples, n) flattened, needs nothing more; `oracle.at(items)` is the oracle of some of its items, for batches that are drawn from a data set.
 """
 
 from __future__ import annotations
@@ -89,7 +88,7 @@ def by_row(array: np.ndarray, dims: int, rows: int) -> np.ndarray:
     """One entry a row of the costs: (rows, *shape for one item)."""
     if array.ndim == dims:
         return np.broadcast_to(array, (rows, *array.shape))
-    return array[np.arange(rows) % len(array)]
+    return np.repeat(array, rows // len(array), 0)
 
 
 def picked(array: np.ndarray, dims: int, items: Any) -> np.ndarray:

@@ -64,7 +64,7 @@ class Given(Oracle):
         count = None if self.items is None else len(self.items)
         costs = admit("Given", costs, None, self.least, self.clamp, count)
         rows = len(costs)
-        more = [] if self.items is None else [self.items[r % len(self.items)] for r in range(rows)]
+        more = [] if self.items is None else [self.items[r * len(self.items) // rows] for r in range(rows)]
         if self.batched:
             found = self.function(costs.copy(), more) if more else self.function(costs.copy())
             answer = _checked(found, 2, "the batch")
