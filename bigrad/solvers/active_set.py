@@ -95,7 +95,7 @@ def settled(data: Data, sizes: Sizes, batch: int, form: Separable | None) -> Out
     factors, w, held, good = _closed(form, c, d, soft) if form else _dense(data.Q, J, c, d, soft)
     z, gamma = w[:, :n], w[:, n : n + soft]
     if form:
-        gap, curved, pushed = d - (form.J @ z.T).T, form.diagonal * z, (form.J.T @ w[:, n:].T).T
+        gap, curved, pushed = d - (form.J @ z.T).T, form.diagonal * z, (form.columns @ w[:, n:].T).T
     else:
         gap, curved, pushed = d - mv(J, z), mv(data.Q, z), mv(J.mT, w[:, n:])
     slack = gap[:, :soft]
@@ -110,7 +110,7 @@ def settled(data: Data, sizes: Sizes, batch: int, form: Separable | None) -> Out
     return Outcome(
         solver="ActiveSet",
         smooth=False,
-        status=np.array([Status.GLOBAL if g else Status.FAILED for g in good], dtype=object),
+        status=np.where(good, np.array(Status.GLOBAL), np.array(Status.FAILED)),
         z=z,
         w=w,
         free=free,
@@ -136,10 +136,10 @@ Answer = tuple[Any, np.ndarray, np.ndarray, np.ndarray]
 
 def _closed(form: Separable, c: np.ndarray, d: np.ndarray, soft: int) -> Answer:
     """By formula, where the program separates."""
-    z, dual, good = form.optimum(c, d)
-    held = dual > 0
+    w, good = form.optimum(c, d)
+    held = w[:, c.shape[1] :] > 0
     held[:, soft:] = True
-    return form, np.concatenate([z, dual], -1), held, good
+    return form, w, held, good
 
 
 def _dense(Q: np.ndarray, J: np.ndarray, c: np.ndarray, d: np.ndarray, soft: int) -> Answer:
