@@ -64,7 +64,7 @@ LADDER = [
     {"sensitivity"},
     {"quadratic"},
     {"linear", "parallel", "processes", "sparse"},
-    {"affine"},
+    {"affine", "exchange"},
     {"solution"},
 ]
 # Inside a folder too, a module imports only neighbours further down its list; those on one line do not know each other.
@@ -77,7 +77,7 @@ INSIDE = {
         {"integers", "settle"},
         {"branch", "verdict"},
         {"reformulation", "search", "sequence", "stages"},
-        {"model", "piece", "sos", "starts", "uno"},
+        {"model", "piece", "sos", "starts", "uno", "recall"},
         {"equilibrium"},
         {"active", "conic", "convex", "diagnose", "primal_dual", "scaling", "separable", "sparse_qp"},
         {"base"},

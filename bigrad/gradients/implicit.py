@@ -25,8 +25,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from bigrad.affine import Array, mv, namespace
+from bigrad.exchange import Items
 from bigrad.gradients.base import AbstractGradient
-from bigrad.linear import Bordered, cholesky, lower_solve, solve_free
+from bigrad.linear import Bordered, cholesky, exchange, lower_solve, solve_free
 from bigrad.parallel import single_blas, single_torch
 from bigrad.program import Program
 from bigrad.quadratic import Data, Maps, Sizes, kkt, stack
@@ -117,6 +118,11 @@ def _adjoint(maps: Maps, theta: tuple[Array, ...], outcome: Outcome, ok: Array, 
     xp, free, n, data, factors = namespace(cotangent), outcome.free, maps.sizes.x, None, outcome.factors
     main, rest = cotangent[:, :n], xp.zeros_like(free[:, n:], dtype=cotangent.dtype)
     rest[:, : cotangent.shape[1] - n] = cotangent[:, n:]
+    if isinstance(factors, Items):
+        adjoint, solved = factors.exactly(xp.concatenate([main, rest], -1))
+        if solved[ok].all():
+            return xp.where(ok[:, None], adjoint, 0.0)
+        factors = None
     if not maps.sizes.y and factors is None:
         data = maps(theta)
         root, fine = cholesky(data.Q)
@@ -141,7 +147,8 @@ def _block(data: Data, sizes: Sizes, units: Array, free: Array, goal: Array) -> 
     """Some items of a batch: the solution in units, and which have none."""
     matrix, _ = kkt(data, sizes, len(free), shared=True)
     matrix = matrix * units[..., :, None] * units[..., None, :]
-    adjoint, singular = solve_free(matrix, free, goal)
+    ready = exchange(matrix, free)
+    adjoint, singular = solve_free(matrix, free, goal, None if ready is None else ready.items(free))
     if not bool(singular.any()):
         return adjoint, singular
     gap = abs((mv(matrix, adjoint) - goal) * free).sum(-1)
