@@ -145,6 +145,9 @@ def _closed(form: Separable, c: np.ndarray, d: np.ndarray, soft: int) -> Answer:
 def _dense(Q: np.ndarray, J: np.ndarray, c: np.ndarray, d: np.ndarray, soft: int) -> Answer:
     """By the least-distance problem."""
     root, fine = cholesky(Q)
+    if not fine.any():
+        held = np.broadcast_to(np.arange(d.shape[1]) >= soft, d.shape)
+        return None, np.zeros((len(d), c.shape[1] + d.shape[1])), held, np.zeros(len(d), bool)
     factors = Bordered(root, lower_solve(root, J.mT))
     held = _active(factors.lifted, lower_solve(root, -c[..., None])[..., 0], d, soft)
     w, singular = factors.solve(held, -c, d)

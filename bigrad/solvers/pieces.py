@@ -136,7 +136,8 @@ class Pieces(AbstractSolver):
         exhaustive = 2**sizes.pairs <= self.exhaustive
         if exhaustive:
             flat = todo[_least(data.Q, batch)[todo] <= FLAT]
-            if len(flat):
+            bounded[flat] = False
+            if len(flat) and sizes.pairs:  # without pairs the relaxation is the one piece, solved below
                 bounded[flat] = np.isfinite(high_points(data.pick(flat), sizes, len(flat), 1, self.seed)[1])
             sides = (np.arange(2**sizes.pairs)[:, None] >> np.arange(sizes.pairs)) % 2 == 1
             search.visit(np.repeat(todo, len(sides)), np.tile(sides, (len(todo), 1)))
