@@ -114,7 +114,9 @@ def cholesky(P: Array) -> tuple[Array, Array]:
         try:
             root, fine = np.linalg.cholesky(P), np.ones(P.shape[:-2], bool)
         except np.linalg.LinAlgError:
-            fine = np.linalg.eigvalsh(P)[..., 0] > 0
+            fine = np.asarray((P.diagonal(axis1=-2, axis2=-1) > 0).all(-1))
+            if fine.any():
+                fine = np.asarray(np.linalg.eigvalsh(P)[..., 0] > 0)
             root = np.linalg.cholesky(np.where(fine[..., None, None], P, np.eye(P.shape[-1])))
     else:
         root, failed = xp.linalg.cholesky_ex(P)

@@ -67,6 +67,8 @@ class ActiveSet(AbstractSolver):
         ready = ~program.invalid(theta, batch)
         with single_blas:
             data = maps(theta if ready.all() else tuple(np.where(np.isfinite(t), t, 0.0) for t in theta))
+            if not data.Q.any():  # a linear program is not for this road
+                return replace(self._slowly(program, theta), solver="ActiveSet")
             outcome = settled(data, maps.sizes, batch, _form(maps))
         done = ready & outcome.ok
         seconds = (time.perf_counter() - begun) / batch
@@ -75,8 +77,11 @@ class ActiveSet(AbstractSolver):
             return outcome
         rest = np.flatnonzero(~done)
         some = tuple(t[rest] if t.ndim > 1 else t for t in theta)
-        slow = Pieces(starts=1, nodes=0, time_limit=self.time_limit).solve(program, some)
-        return outcome.with_items(rest, slow)
+        return outcome.with_items(rest, self._slowly(program, some))
+
+    def _slowly(self, program: Program, theta: tuple[np.ndarray, ...]) -> Outcome:
+        """By DAQP as it is, which needs no strict convexity, and with a word on every failure."""
+        return Pieces(starts=1, nodes=0, time_limit=self.time_limit).solve(program, theta)
 
 
 @lru_cache(maxsize=64)

@@ -261,7 +261,7 @@ def _indefinite(matrix: np.ndarray, batch: int) -> np.ndarray:
 
 def _least(matrix: np.ndarray, batch: int) -> np.ndarray:
     """The least eigenvalue of each item's matrix relative to 1 + the largest, (batch,)."""
-    if not matrix.shape[-1]:
+    if not matrix.any():
         return np.zeros(batch)
     spectrum = np.linalg.eigvalsh(matrix)
     return np.broadcast_to(spectrum[..., 0] / (1 + abs(spectrum).max(-1)), batch)

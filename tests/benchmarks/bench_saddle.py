@@ -1,13 +1,13 @@
 """Convex-concave games against DSP (Schiele, Luxenberg and Boyd, "Disciplined saddle programming", 2024), on its own kinds.
 
-    DSP_PYTHON=/path/to/python python tests/benchmarks/bench_saddle.py
+    OMP_NUM_THREADS=1 DSP_PYTHON=/path/to/python python tests/benchmarks/bench_saddle.py
 
 DSP 0.4.2 works up to CVXPY 1.6.7, which bigrad is not for, so it runs in an interpreter of its own: make one by
 
     python -m venv /tmp/dsp && /tmp/dsp/bin/pip install dsp-cvxpy==0.4.2 cvxpy==1.6.7
 
 Both are asked in turn, in one run. The first call declares a new problem and solves it; a re-solve solves that problem again, as after a
-change of a parameter. Figures to meet: values agree to 1e-6; not slower.
+change of a parameter. Times are those of the processor, on one thread. Figures to meet: values agree to 1e-6; not slower.
 """
 
 import json
@@ -104,15 +104,15 @@ THEIRS |= {"ellipsoid": their_ellipsoid, "weighted losses": their_weights, "wors
 
 
 def timed(declare: Callable[[], Any], solve: Callable[[Any], float]) -> list[float]:
-    """Seconds of the first call and of a re-solve, the median of three, and the value."""
-    begun = time.perf_counter()
+    """Processor seconds of the first call and of a re-solve, the median of three, and the value."""
+    begun = time.process_time()
     problem = declare()
     solve(problem)
-    first, again = time.perf_counter() - begun, []
+    first, again = time.process_time() - begun, []
     for _ in range(3):
-        begun = time.perf_counter()
+        begun = time.process_time()
         value = solve(problem)
-        again.append(time.perf_counter() - begun)
+        again.append(time.process_time() - begun)
     return [first, float(np.median(again)), value]
 
 
