@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -35,21 +36,29 @@ class Affine:
         if theta and not isinstance(theta[0], np.ndarray):
             value = namespace(theta[0]).as_tensor(value, dtype=theta[0].dtype, device=theta[0].device)
         for k, matrix in self.terms.items():
-            part = product(matrix, theta[k])
+            pick = self._picks[k] if isinstance(theta[k], np.ndarray) else None
+            part = product(matrix, theta[k]) if pick is None else _picked(pick, theta[k])
             value = part if value is self.base and not value.any() else value + part
         return value.reshape((*value.shape[:-1], *self.shape))
 
     def pull(self, k: int, cotangent: Array) -> Array:
         """The transposed linear map to input k: (entries,) or (batch, entries) to (size_k,) or (batch, size_k)."""
-        matrix = self.terms[k]
         if not isinstance(cotangent, np.ndarray):
-            return product(matrix.T, cotangent)
-        only = _selection(matrix) if matrix.shape[0] == matrix.shape[1] else None
-        if only is not None and np.bincount(only, minlength=1).max() == 1:
-            pulled = np.empty_like(cotangent)
-            pulled[..., only] = cotangent
-            return pulled
-        return (matrix.T @ cotangent.T).T
+            return product(self.terms[k].T, cotangent)
+        back = self._backwards.get(k)
+        return (self._turned[k] @ cotangent.T).T if back is None else _picked(back, cotangent)
+
+    @cached_property
+    def _turned(self) -> dict[int, sp.csr_array]:
+        return {k: sp.csr_array(matrix.T) for k, matrix in self.terms.items()}
+
+    @cached_property
+    def _picks(self) -> dict[int, Pick | None]:
+        return {k: _pick(matrix) for k, matrix in self.terms.items()}
+
+    @cached_property
+    def _backwards(self) -> dict[int, Pick | None]:
+        return {k: _pick(matrix) for k, matrix in self._turned.items()}
 
     def rows(self, index: np.ndarray, shape: tuple[int, ...]) -> Affine:
         """The map to the given flat entries only, in that order, reshaped to `shape`; -1 stands for a zero."""
@@ -72,6 +81,13 @@ class Affine:
     def plus(self, base: np.ndarray, terms: Mapping[int, sp.csr_array] | None = None) -> Affine:
         """The map with a constant added, and terms for inputs that it did not depend on."""
         return Affine(self.shape, self.base + base.ravel(), {**self.terms, **(terms or {})})
+
+    def added(self, other: Affine) -> Affine:
+        """The sum of two maps to the same shape."""
+        terms = {k: self.terms[k] + m if k in self.terms else m for k, m in other.terms.items()}
+        return Affine(
+            self.shape, self.base + other.base, {**self.terms, **{k: sp.csr_array(m) for k, m in terms.items()}}
+        )
 
     def without(self, inputs: Sequence[int]) -> Affine:
         """The map with the named inputs held at zero."""
@@ -98,9 +114,7 @@ def namespace(array: Array) -> Any:
 def product(matrix: sp.csr_array, theta: Array) -> Array:
     """Sparse matrix times (batched) vector; in torch by gather and index_add, which autograd follows to any order."""
     if isinstance(theta, np.ndarray):
-        if (only := _selection(matrix)) is not None:
-            return theta[..., only]
-        return (matrix @ theta.T).T
+        return (matrix @ theta.T).T if (pick := _pick(matrix)) is None else _picked(pick, theta)
     torch = namespace(theta)
     coo = matrix.tocoo()
     rows, cols = (torch.as_tensor(i, dtype=torch.int64, device=theta.device) for i in coo.coords)
@@ -108,11 +122,25 @@ def product(matrix: sp.csr_array, theta: Array) -> Array:
     return entries.new_zeros(*theta.shape[:-1], matrix.shape[0]).index_add(-1, rows, entries)
 
 
-def _selection(matrix: sp.csr_array) -> np.ndarray | None:
-    """The column that each row picks, if each picks just one."""
+Pick = tuple[np.ndarray | slice, np.ndarray]
+"""A matrix with one entry a row: their columns, and the entries."""
+
+
+def _pick(matrix: sp.csr_array) -> Pick | None:
     rows = matrix.shape[0]
-    single = matrix.nnz == rows and (matrix.data == 1).all() and (matrix.indptr == np.arange(rows + 1)).all()
-    return matrix.indices if single else None
+    if matrix.nnz != rows or (matrix.indptr != np.arange(rows + 1)).any():
+        return None
+    return run(matrix.indices), matrix.data
+
+
+def _picked(pick: Pick, theta: np.ndarray) -> np.ndarray:
+    return theta[..., pick[0]] * pick[1]
+
+
+def run(places: np.ndarray) -> np.ndarray | slice:
+    """Consecutive places as a slice, which numpy reads and writes several times faster; others as they are."""
+    first, size = int(places[0]) if len(places) else 0, len(places)
+    return slice(first, first + size) if (places == np.arange(first, first + size)).all() else places
 
 
 def constant(array: np.ndarray) -> Affine:

@@ -8,6 +8,7 @@ import numpy as np
 from scipy.linalg.blas import dtrsm
 
 from bigrad.affine import Array, mv, namespace
+from bigrad.exchange import Exchange, Items
 
 SINGULAR = 1e-11
 """Eigenvalues below this fraction of the largest, units balanced, count as zero."""
@@ -19,18 +20,32 @@ BLOCK = 16
 """Items solved at a time: few enough for their matrices to stay in the cache."""
 
 
-def solve_free(matrix: Array, free: Array, rhs: Array) -> tuple[Array, Array]:
+def solve_free(matrix: Array, free: Array, rhs: Array, ready: Items | None = None) -> tuple[Array, Array]:
     """Solve matrix[free, free] u[free] = rhs[free] for each item, with u zero elsewhere: (u, singular).
 
     matrix: (batch, n, n) or (1, n, n) symmetric; free: bool (batch, n); rhs: (batch, n). A singular item (flag True) gets the
     minimum-norm least-squares solution, in units in which the matrix is balanced. Only the free unknowns, padded to the
-    largest count in the batch, are factorised. Differentiable in matrix and rhs where these are torch tensors.
+    largest count in the batch, are factorised. Differentiable in matrix and rhs where these are torch tensors. ready: the
+    same items as an `exchange` has them.
     """
+    if ready is not None:
+        u, solved = ready.exactly(rhs)
+        singular, rest = np.zeros(len(free), bool), np.flatnonzero(~solved)
+        if len(rest):
+            u[rest], singular[rest] = solve_free(matrix if len(matrix) == 1 else matrix[rest], free[rest], rhs[rest])
+        return u, singular
     if len(matrix) == 1 < len(free):
         units = _units(matrix)
         u, singular = _solve_free(matrix * units[:, :, None] * units[:, None, :], free, rhs * units, balanced=True)
         return u * units, singular
     return _solve_free(matrix, free, rhs, balanced=False)
+
+
+def exchange(matrix: Array, free: Array) -> Exchange | None:
+    """What solves most items of `solve_free` together, where they share a matrix (1, n, n) and their free unknowns are alike."""
+    if len(matrix) != 1 or not isinstance(matrix, np.ndarray):
+        return None
+    return Exchange.of(matrix[0], _units(matrix)[0], free)
 
 
 def _solve_free(matrix: Array, free: Array, rhs: Array, *, balanced: bool) -> tuple[Array, Array]:
@@ -99,7 +114,9 @@ def cholesky(P: Array) -> tuple[Array, Array]:
         try:
             root, fine = np.linalg.cholesky(P), np.ones(P.shape[:-2], bool)
         except np.linalg.LinAlgError:
-            fine = np.linalg.eigvalsh(P)[..., 0] > 0
+            fine = np.asarray((P.diagonal(axis1=-2, axis2=-1) > 0).all(-1))
+            if fine.any():
+                fine = np.asarray(np.linalg.eigvalsh(P)[..., 0] > 0)
             root = np.linalg.cholesky(np.where(fine[..., None, None], P, np.eye(P.shape[-1])))
     else:
         root, failed = xp.linalg.cholesky_ex(P)

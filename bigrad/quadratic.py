@@ -148,13 +148,25 @@ class Maps:
         square[own, own], pick[own, np.arange(len(own))] = weight, 1.0
         return replace(self, Q=self.Q.plus(square), c=self.c.plus(np.zeros(len(pick)), {k: sp.csr_array(pick)}))
 
-    def weight(self, theta: tuple[Array, ...]) -> Array:
-        """The weight by which l enters the linear term of the upper objective."""
-        return self._bent(theta, "Q", "T")[1]
+    def weights(self, theta: tuple[Array, ...]) -> tuple[Array, Array]:
+        """The weights by which l and m enter the linear terms of the upper and the lower objective."""
+        return self._bent(theta, "Q", "T")[1], self._bent(theta, "P", "U")[1]
 
     def hessian(self, theta: tuple[Array, ...]) -> Array:
         """Q alone."""
         return self._bent(theta, "Q", "T")[0]
+
+    @cached_property
+    def linear(self) -> tuple[Affine | None, Affine | None]:
+        """The linear terms of the upper level in z and of the lower one in y, squares multiplied out; None where their
+        curvature moves with the inputs, or where that would take more products than the factors do.
+        """
+        return _linear(self.Q, self.T, self.c, self.l), _linear(self.P, self.U, self.p, self.m)
+
+    @cached_property
+    def _fixed(self) -> dict[str, np.ndarray]:
+        """The blocks that no input enters."""
+        return {f.name: a(()) for f in fields(self) if isinstance(a := getattr(self, f.name), Affine) and not a.terms}
 
     @property
     def sizes(self) -> Sizes:
@@ -164,9 +176,12 @@ class Maps:
 
     def __call__(self, theta: tuple[Array, ...]) -> Data:
         """The data at flattened inputs `theta[k]` of shape (size_k,) or (batch, size_k)."""
-        at = {f.name: getattr(self, f.name)(theta) for f in fields(self) if f.name != "own"}
-        Q, c, c0, _ = _collapse(self._bent(theta, "Q", "T"), at["Q"], at["c"], at["d"], at["T"], at["l"])
-        P, p, _, weight = _collapse(self._bent(theta, "P", "U"), at["P"], at["p"], 0.0, at["U"], at["m"])
+        on_host = not theta or isinstance(theta[0], np.ndarray)
+        fixed = self._fixed if on_host else {}
+        at = fixed | {f.name: getattr(self, f.name)(theta) for f in fields(self) if f.name not in (*fixed, "own")}
+        c, p = (a(theta) if a and on_host else None for a in self.linear)
+        Q, c, c0, _ = _collapse(self._bent(theta, "Q", "T"), at["Q"], at["c"], at["d"], at["T"], at["l"], c)
+        P, p, _, weight = _collapse(self._bent(theta, "P", "U"), at["P"], at["p"], None, at["U"], at["m"], p)
         y = P.shape[-1]
         C = at["W"][..., :y, :] + at["U"].mT @ at["W"][..., y:, :] + weight @ at["V"]
         if self.own is not None:
@@ -187,18 +202,41 @@ def _hessian(P: Array, T: Array) -> tuple[Array, Array]:
 
 
 def _collapse(
-    bent: tuple[Array, Array], P: Array, q: Array, d: Array, T: Array, m: Array
+    bent: tuple[Array, Array], P: Array, q: Array, d: Array | None, T: Array, m: Array, linear: Array | None
 ) -> tuple[Array, Array, Array, Array]:
-    """Substitute t = T z + m in 1/2 u'Pu + q'u + d, u = (z, t): Hessian, linear term, constant, and the weight of m."""
+    """Substitute t = T z + m in 1/2 u'Pu + q'u + d, u = (z, t): Hessian, linear term, which may be known, constant if d is
+    given, and the weight of m.
+    """
     (hessian, weight), n = bent, T.shape[-1]
     if not T.shape[-2]:
         return hessian, q, d, weight
-    return (
-        hessian,
-        q[..., :n] + mv(T.mT, q[..., n:]) + mv(weight, m),
-        d + dot(q[..., n:], m) + dot(mv(P[..., n:, n:], m), m) / 2,
-        weight,
-    )
+    if linear is None:
+        linear = q[..., :n] + mv(T.mT, q[..., n:]) + mv(weight, m)
+    if d is not None:
+        tail = P[..., n:, n:]
+        plain = (
+            isinstance(tail, np.ndarray)
+            and tail.ndim == 2
+            and np.count_nonzero(tail) <= np.count_nonzero(tail.diagonal())
+        )
+        d = d + dot(q[..., n:] + (tail.diagonal() * m if plain else mv(tail, m)) / 2, m)
+    return hessian, linear, d, weight
+
+
+SPARSE = 4
+"""Entries a row and column up to which a matrix is multiplied sparse."""
+
+
+def _linear(P: Affine, T: Affine, q: Affine, m: Affine) -> Affine | None:
+    """The linear term of 1/2 u'Pu + q'u, u = (z, T z + m), in z."""
+    if P.terms or T.terms:
+        return None
+    n, tall = T.shape[1], T(())
+    into = sp.hstack([sp.eye_array(n), sp.csr_array(tall.T)], format="csr")
+    weight = sp.csr_array(_hessian(P(()), tall)[1])
+    if into.nnz + weight.nnz > SPARSE * sum(into.shape):
+        return None
+    return q.mixed(into, (n,)).added(m.mixed(weight, (n,)))
 
 
 def apart(P: Array, own: np.ndarray | None) -> tuple[Array, Array | None]:

@@ -31,6 +31,11 @@ def pull(maps: Maps, theta: Sequence[Array], w: Array, a: Array, wanted: Sequenc
     def lifted(map_: Affine, main: Array, *rest: Array) -> Array:
         return xp.concatenate([main, sum(rest, mv(map_(theta), main))], -1)
 
+    def linear(level: int, squares: Affine, q: Affine, m: Affine, main: Array) -> list[tuple[Affine, Array]]:
+        if (whole := maps.linear[level]) is not None:
+            return [(whole, main)]
+        return [(q, lifted(squares, main)), (m, mv(maps.weights(tuple(theta))[level].mT, main))]
+
     vectors: list[tuple[Affine, Array]] = [
         (maps.g, -dgamma), (maps.e, -deps), (maps.b, -dkappa), (maps.h, -deta),
     ]  # fmt: skip
@@ -47,8 +52,8 @@ def pull(maps: Maps, theta: Sequence[Array], w: Array, a: Array, wanted: Sequenc
         vectors += [(maps.c, du), (maps.l, bend)]
         outers += [(maps.Q, [(du, u)]), (maps.T, [(slope, dz), (bend, z)])]
     elif _moves(maps.c, maps.l):
-        vectors += [(maps.c, lifted(maps.T, dz)), (maps.l, mv(maps.weight(tuple(theta)).mT, dz))]
-    if _moves(maps.P, maps.p, maps.U, maps.m):
+        vectors += linear(0, maps.T, maps.c, maps.l, dz)
+    if _moves(maps.P, maps.U):
         n, P, V, W = y.shape[-1], maps.P(theta), maps.V(theta), maps.W(theta)
         u, du = lifted(maps.U, y, mv(V, others), maps.m(theta)), lifted(maps.U, dy, mv(V, dothers))
         su, dsu = lifted(maps.U, sigma), lifted(maps.U, dsigma)
@@ -59,20 +64,18 @@ def pull(maps: Maps, theta: Sequence[Array], w: Array, a: Array, wanted: Sequenc
             (maps.P, [(su, du), (dsu, u)]),
             (maps.U, [(dslope, sigma), (bend, dy), (slope, dsigma), (dbend, y)]),
         ]
+    elif _moves(maps.p, maps.m):
+        vectors += linear(1, maps.U, maps.p, maps.m, dsigma)
 
     found: list[Array | None] = []
     for k, need in enumerate(wanted):
         if not need:
             found.append(None)
             continue
-        total, alone = xp.zeros_like(theta[k]), theta[k].ndim == 1
-        for block, vector in vectors:
-            if k in block.terms:
-                total = total + block.pull(k, vector.sum(0) if alone else vector)
-        for block, products in outers:
-            if k in block.terms:
-                total = total + block.pull(k, _outer(products, alone))
-        found.append(total)
+        alone = theta[k].ndim == 1
+        parts = [block.pull(k, v.sum(0) if alone else v) for block, v in vectors if k in block.terms]
+        parts += [block.pull(k, _outer(products, alone)) for block, products in outers if k in block.terms]
+        found.append(sum(parts[1:], parts[0]) if parts else xp.zeros_like(theta[k]))
     return found
 
 

@@ -115,8 +115,8 @@ class Outcome:
     the form that was solved (`smooth` or quadratic); free: which of them were not held at zero. tight: (batch, pairs),
     the side of each pair. value and bound: upper objective, minimised. The other arrays are the fields of Stats. units:
     (unknowns,) or (batch, unknowns), factors of w in which the program's numbers are of order one, None if the solver
-    knows none. factors: for one level, the KKT matrix ready for more solves (`bigrad.linear.Bordered` and its like),
-    where the solver has it. cause: (batch,) strings, None if all are empty. form:
+    knows none. factors: the KKT matrix ready for more solves (`bigrad.linear.Bordered`, `bigrad.exchange.Items` and
+    their like), where the solver has it. cause: (batch,) strings, None if all are empty. form:
     the program whose unknowns w holds, where that is not the program that was solved. effort: (batch, 3), cuts,
     follower_solves and rounding of Stats, None if there were none.
     """
@@ -151,7 +151,7 @@ class Outcome:
         if len(parts) == 1:
             return parts[0]
         arrays = {f.name: [getattr(p, f.name) for p in parts] for f in fields(Outcome)}
-        units, cause = arrays.pop("units"), arrays.pop("cause")
+        units, cause, _ = (arrays.pop(name) for name in ("units", "cause", "factors"))
         joined: dict[str, Any] = {
             k: np.concatenate(v) if isinstance(v[0], np.ndarray) else v[0] for k, v in arrays.items()
         }

@@ -98,7 +98,7 @@ LADDER = [
     {"whole"},
     {"nested", "oracle", "quadratic"},
     {"linear", "parallel", "processes", "sparse"},
-    {"affine"},
+    {"affine", "exchange"},
     {"solution"},
 ]
 # Inside a folder too, a module imports only neighbours further down its list; those on one line do not know each other.
@@ -114,7 +114,7 @@ INSIDE = {
         {"integers", "proof", "settle"},
         {"branch", "verdict"},
         {"reformulation", "search", "sequence", "spatial", "stages"},
-        {"model", "piece", "sos", "starts", "uno"},
+        {"model", "piece", "recall", "sos", "starts", "uno"},
         {"equilibrium"},
         {"active", "attain", "conic", "convex", "diagnose", "primal_dual", "scaling", "separable", "sparse_qp"},
         {"base"},

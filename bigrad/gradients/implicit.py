@@ -25,8 +25,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from bigrad.affine import Array, mv, namespace
+from bigrad.exchange import Items
 from bigrad.gradients.base import AbstractGradient
-from bigrad.linear import Bordered, cholesky, lower_solve, solve_free
+from bigrad.linear import Bordered, cholesky, exchange, lower_solve, solve_free
 from bigrad.parallel import single_blas, single_torch
 from bigrad.program import Program
 from bigrad.quadratic import Data, Maps, Sizes, kkt, stack
@@ -56,8 +57,8 @@ class Implicit(AbstractGradient):
         """See AbstractGradient.pull_back."""
         import torch
 
-        ok = torch.as_tensor(outcome.ok, device=cotangent.device)
-        cotangent = torch.where(ok[:, None], cotangent, 0.0)
+        if not outcome.ok.all():
+            cotangent = torch.where(torch.as_tensor(outcome.ok, device=cotangent.device)[:, None], cotangent, 0.0)
         if outcome.smooth and hasattr(program.smooth, "pull"):
             return _formula(program.smooth, outcome, theta, wanted, cotangent)
         if outcome.smooth:
@@ -114,20 +115,25 @@ def _units(outcome: Outcome) -> np.ndarray:
 
 def _adjoint(maps: Maps, theta: tuple[Array, ...], outcome: Outcome, ok: Array, cotangent: Array) -> Array:
     """The a of M a = (cotangent, 0), (batch, unknowns), solved in the units in which the program was."""
-    xp, free, n, data = namespace(cotangent), outcome.free, maps.sizes.x, None
-    rest = xp.zeros_like(free[:, cotangent.shape[1] :], dtype=cotangent.dtype)
-    goal, factors = xp.concatenate([cotangent, rest], -1), outcome.factors
+    xp, free, n, data, factors = namespace(cotangent), outcome.free, maps.sizes.x, None, outcome.factors
+    main, rest = cotangent[:, :n], xp.zeros_like(free[:, n:], dtype=cotangent.dtype)
+    rest[:, : cotangent.shape[1] - n] = cotangent[:, n:]
+    if isinstance(factors, Items):
+        adjoint, solved = factors.exactly(xp.concatenate([main, rest], -1))
+        if solved[ok].all():
+            return xp.where(ok[:, None], adjoint, 0.0)
+        factors = None
     if not maps.sizes.y and factors is None:
         data = maps(theta)
         root, fine = cholesky(data.Q)
         factors = Bordered(root, lower_solve(root, stack(data.G, data.E).mT)) if fine.all() else None
     if factors is not None:
-        adjoint, singular = factors.solve(free[:, n:], goal[:, :n], goal[:, n:])
+        adjoint, singular = factors.solve(free[:, n:], main, rest)
         if not bool((singular & ok).any()):
-            return xp.where(ok[:, None], adjoint, 0.0)
+            return adjoint if bool(ok.all()) else xp.where(ok[:, None], adjoint, 0.0)
     data = maps(theta) if data is None else data
-    units = xp.ones_like(goal[0]) if outcome.units is None else outcome.units
-    goal, found = goal * units, []
+    units = xp.ones_like(free[0], dtype=main.dtype) if outcome.units is None else outcome.units
+    goal, found = xp.concatenate([main, rest], -1) * units, []
     for start in range(0, len(free), BLOCK):
         b = slice(start, start + BLOCK)
         found.append(_block(data.pick(b), maps.sizes, units if units.ndim == 1 else units[b], free[b], goal[b]))
@@ -141,7 +147,8 @@ def _block(data: Data, sizes: Sizes, units: Array, free: Array, goal: Array) -> 
     """Some items of a batch: the solution in units, and which have none."""
     matrix, _ = kkt(data, sizes, len(free), shared=True)
     matrix = matrix * units[..., :, None] * units[..., None, :]
-    adjoint, singular = solve_free(matrix, free, goal)
+    ready = exchange(matrix, free)
+    adjoint, singular = solve_free(matrix, free, goal, None if ready is None else ready.items(free))
     if not bool(singular.any()):
         return adjoint, singular
     gap = abs((mv(matrix, adjoint) - goal) * free).sum(-1)
@@ -160,7 +167,9 @@ def _formula(
         warnings.warn(_message(lost.tolist()), SingularWarning, stacklevel=2)
     inputs = tuple(torch.where(torch.isfinite(t), t, 0.0).detach().cpu().numpy() for t in theta)
     ok = (outcome.ok & ~outcome.singular)[:, None]
-    grads = form.pull(inputs, np.where(ok, cotangent.cpu().numpy(), 0.0), ok[:, 0], wanted)
+    with single_blas:
+        pulled = np.where(ok, cotangent.cpu().numpy(), 0.0)
+        grads = form.pull(inputs, outcome.factors, pulled, ok[:, 0], wanted)
     return tuple(None if g is None else torch.as_tensor(g, device=cotangent.device) for g in grads)
 
 

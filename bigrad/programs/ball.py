@@ -11,20 +11,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import cvxpy as cp
 import numpy as np
+import scipy.sparse as sp
 from cvxpy.atoms.pnorm import Pnorm, PnormApprox
 from cvxpy.atoms.quad_over_lin import quad_over_lin
 
-from bigrad.affine import mv
+from bigrad.affine import product
 from bigrad.program import Program
 from bigrad.programs import canonical
 from bigrad.programs.assemble import assemble
 from bigrad.programs.cvxpy import upper_level
 from bigrad.programs.roles import Roles
-from bigrad.quadratic import Maps, Sizes
+from bigrad.quadratic import Data, Maps, Sizes
 from bigrad.sensitivity import pull
 
 ROUND = 1e-12
@@ -93,14 +95,21 @@ class Ball:
         q, k = _multiple(maps.hessian(())), _multiple(E[:n].T @ E[:n])
         return None if q is None or k is None else Ball(maps, q, E, float(np.sqrt(k)), bool(squared), general)
 
-    def project(self, theta: tuple[np.ndarray, ...], batch: int) -> Projected:
+    @cached_property
+    def rows(self) -> sp.csr_array:
+        """E without the last row."""
+        return sp.csr_array(self.E[:-1])
+
+    def project(self, data: Data, batch: int) -> Projected:
         """The answers; NaN where s is negative."""
-        data, n = self.maps(theta), self.maps.sizes.x
-        e = np.broadcast_to(data.e, (batch, n + 1))
+        n, e = self.maps.sizes.x, np.broadcast_to(data.e, (batch, self.maps.sizes.x + 1))
         s = e[:, n] / self.E[n, 0]
         with np.errstate(invalid="ignore"):
             radius = (np.sqrt(s) if self.squared else np.where(s < 0, np.nan, s)) / self.k
-        start, centre = -np.broadcast_to(data.c, (batch, n)) / self.q, mv(self.E[:n].T, e[:, :n]) / self.k**2
+        start, centre = (
+            -np.broadcast_to(data.c, (batch, n)) / self.q,
+            product(self.rows.T.tocsr(), e[:, :n]) / self.k**2,
+        )
         far = start - centre
         distance = np.sqrt((far * far).sum(-1))
         v = far / np.where(distance > 0, distance, 1.0)[:, None]
@@ -115,13 +124,18 @@ class Ball:
         return np.where(found.mu > 0, shrunk, 0.0) if self.squared else found.mu
 
     def pull(
-        self, theta: tuple[np.ndarray, ...], cotangent: np.ndarray, ok: np.ndarray, wanted: Sequence[bool]
+        self,
+        theta: tuple[np.ndarray, ...],
+        found: Projected | None,
+        cotangent: np.ndarray,
+        ok: np.ndarray,
+        wanted: Sequence[bool],
     ) -> list[np.ndarray | None]:
         """Gradients of cotangent'(y, multiplier), (batch, n) or (batch, n + 1), over the inputs, zero for items that are not ok;
-        one on the rim counts as inside.
+        one on the rim counts as inside. found: the projections, if they are known.
         """
         batch, n = len(cotangent), self.maps.sizes.x
-        found = self.project(theta, batch)
+        found = self.project(self.maps(theta), batch) if found is None else found
         g, price = cotangent[:, :n], (cotangent[:, n] if cotangent.shape[1] > n else np.zeros(batch))
         out, rho, far = found.outside, found.radius, np.where(found.distance > 0, found.distance, 1.0)
         along = (found.v * g).sum(-1)
@@ -136,7 +150,7 @@ class Ball:
             ds = np.where(out, grown / (2 * self.k**2 * rho if self.squared else self.k), 0.0)
         adjoint = np.zeros((batch, n + n + 1))
         adjoint[:, :n] = -dy0 / self.q
-        adjoint[:, n : 2 * n] = -mv(self.E[:n], da) / self.k**2
+        adjoint[:, n : 2 * n] = -product(self.rows, da) / self.k**2
         adjoint[:, 2 * n] = -ds / self.E[n, 0]
         adjoint[~ok] = 0.0
         return pull(self.maps, theta, np.zeros_like(adjoint), adjoint, wanted)

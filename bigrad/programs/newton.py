@@ -70,7 +70,13 @@ class Conic(NamedTuple):
     def jacobian(self, D: Matrix) -> Matrix:
         """dR/dw, dense for a small program, else sparse."""
         if sp.issparse(D):
-            return sp.csc_array(sp.block_array([[self.P, self.A.T], [D @ self.A - self.A, D]]))
+            n, corner = len(self.q), (D @ self.A - self.A).tocoo()
+            P, A, D = self.P.tocoo(), self.A.tocoo(), D.tocoo()
+            rows = np.concatenate([P.coords[0], A.coords[1], corner.coords[0] + n, D.coords[0] + n])
+            columns = np.concatenate([P.coords[1], A.coords[0] + n, corner.coords[1], D.coords[1] + n])
+            data = np.concatenate([P.data, A.data, corner.data, D.data])
+            size = n + D.shape[0]
+            return sp.csc_array((data, (rows, columns)), shape=(size, size))
         P, A = self.P.toarray(), self.A.toarray()
         return np.block([[P, A.T], [D @ A - A, D]])
 
@@ -111,9 +117,11 @@ def solve(matrix: Matrix, rhs: np.ndarray, *, rough: bool = False) -> tuple[np.n
     size = len(rhs)
     if not size:
         return rhs, False
+    matrix = sp.csc_array(matrix) if sp.issparse(matrix) else matrix
     left, right = _balance(matrix)
     if sp.issparse(matrix):
-        even: Matrix = sp.csc_array(matrix.multiply(left[:, None]).multiply(right[None, :]))
+        data = matrix.data * left[matrix.indices] * np.repeat(right, np.diff(matrix.indptr))
+        even: Matrix = sp.csc_array((data, matrix.indices, matrix.indptr), shape=matrix.shape)
     else:
         even = matrix * left[:, None] * right
     target = rhs * left
@@ -155,11 +163,13 @@ def _factorised(matrix: Matrix, rhs: np.ndarray) -> np.ndarray | None:
 def _balance(matrix: Matrix) -> tuple[np.ndarray, np.ndarray]:
     """Factors that bring the largest entry of every row and column near one."""
     down, across, size = np.ones(matrix.shape[0]), np.ones(matrix.shape[1]), abs(matrix)
+    if sparse := sp.issparse(matrix):
+        at = matrix.indices, np.repeat(np.arange(matrix.shape[1]), np.diff(matrix.indptr))
     for _ in range(3):
         for axis in (1, 0):
-            if sp.issparse(size):
-                even = size.multiply(down[:, None]).multiply(across[None, :])
-                top = even.max(axis).toarray().ravel()
+            if sparse:
+                top = np.zeros(matrix.shape[1 - axis])
+                np.maximum.at(top, at[1 - axis], size.data * down[at[0]] * across[at[1]])
             else:
                 top = (size * down[:, None] * across).max(axis)
             factor = 1 / np.sqrt(np.where(top > 0, top, 1.0))

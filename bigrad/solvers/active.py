@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bigrad.linear import solve_free
+from bigrad.exchange import Exchange, Items
+from bigrad.linear import exchange, solve_free
 from bigrad.programs.system import Layout
 from bigrad.quadratic import Data, Sizes, kkt, residual
 
@@ -38,6 +39,7 @@ class Settled:
     strongly_stationary: np.ndarray
     second_order: np.ndarray
     singular: np.ndarray
+    items: Items | None = None
 
 
 def settle(
@@ -47,43 +49,61 @@ def settle(
     tight: np.ndarray,
     *,
     convex: bool,
-    known: tuple[np.ndarray, np.ndarray] | None = None,
+    known: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
+    ready: Exchange | None = None,
 ) -> Settled:
     """Polish and classify w (batch, unknowns) with pairs on the sides `tight` (batch, pairs).
 
     convex: the upper objective is convex, so stationarity is enough; else the curvature on the active set is checked.
-    known: (free, singular), active sets of which it is known whether they are singular. An item that lies on its own and
-    needs no polish is spared the matrix; this is most of what a warm start saves.
+    known: (free, singular, polished), active sets of which it is known whether they are singular, and the items that were
+    polished on theirs. An item that lies on its own and needs no polish is spared the matrix. ready: of a shared KKT
+    matrix, if it is at hand.
     """
     w, pull = w.copy(), residual(data, sizes, w)
     free = free_unknowns(pull, sizes, w, tight)
-    scale = 1 + np.max([np.broadcast_to(abs(b).max(-1, initial=0.0), len(w)) for b in data.limits], axis=0)
-    dual, primal = _measure(pull, scale, sizes, w, free)
+    scale = sizes_of(data, len(w))
+    dual, primal = measure(pull, scale, sizes, w, free)
     singular, flat = np.zeros(len(w), bool), np.ones(len(w), bool)
     todo = np.ones(len(w), bool)
     if known is not None and convex:
         singular = known[1].copy()
-        todo = (known[0] != free).any(-1) | (np.maximum(dual, primal) > SHARP)
-    rows = np.flatnonzero(todo)
+        todo = (known[0] != free).any(-1) | ((np.maximum(dual, primal) > SHARP) & ~known[2])
+    rows, items = np.flatnonzero(todo), None
+    if ready is not None or len(rows):
+        ready = exchange(kkt(data, sizes, len(w), shared=True)[0], free) if ready is None else ready
+        items = None if ready is None else ready.items(free)
     if len(rows):
-        polished = _polished(data.pick(rows), sizes, scale[rows], w[rows], free[rows], dual[rows], primal[rows])
+        part = items and items.pick(rows)
+        polished = _polished(data.pick(rows), sizes, scale[rows], w[rows], free[rows], dual[rows], primal[rows], part)
         w[rows], dual[rows], primal[rows], singular[rows], matrix = polished
         if not convex:
             flat = curves_upwards(matrix, free, sizes)
         pull = residual(data, sizes, w)
     biactive, degenerate, strong = kinks(pull, sizes, w)
-    return Settled(w, free, dual, primal, biactive, degenerate, strong, flat, singular)
+    return Settled(w, free, dual, primal, biactive, degenerate, strong, flat, singular, items)
+
+
+def sizes_of(data: Data, batch: int) -> np.ndarray:
+    """1 + the largest number among the right-hand sides of each item, (batch,): what residuals are relative to."""
+    return 1 + np.max([np.broadcast_to(abs(b).max(-1, initial=0.0), batch) for b in data.limits], axis=0)
 
 
 def _polished(
-    data: Data, sizes: Sizes, scale: np.ndarray, w: np.ndarray, free: np.ndarray, dual: np.ndarray, primal: np.ndarray
+    data: Data,
+    sizes: Sizes,
+    scale: np.ndarray,
+    w: np.ndarray,
+    free: np.ndarray,
+    dual: np.ndarray,
+    primal: np.ndarray,
+    items: Items | None,
 ) -> tuple[np.ndarray, ...]:
     """Polished w, its measurements, which items are singular, and the matrices."""
     matrix, rhs = kkt(data, sizes, len(w), shared=True)
     held = np.where(free, w, 0.0)
-    step, singular = solve_free(matrix, free, -residual(data, sizes, held))
+    step, singular = solve_free(matrix, free, -residual(data, sizes, held), items)
     polished = held + step
-    after = _measure(residual(data, sizes, polished), scale, sizes, polished, free)
+    after = measure(residual(data, sizes, polished), scale, sizes, polished, free)
     fine = np.maximum(after[0], after[1]) <= np.maximum(np.maximum(dual, primal), FINE)
     better = fine & (after[1] <= np.maximum(primal, FINE))
     w = np.where(better[:, None], polished, w)
@@ -94,7 +114,7 @@ def _polished(
         pull = residual(part, sizes, w[rough])
         nearest = np.broadcast_to(matrix, (len(w), *matrix.shape[1:]))[rough]
         snapped = _snap(nearest.copy(), rhs[rough], pull, sizes, w[rough])
-        now = _measure(residual(part, sizes, snapped), scale[rough], sizes, snapped, free[rough])
+        now = measure(residual(part, sizes, snapped), scale[rough], sizes, snapped, free[rough])
         gain = (now[1] < primal[rough]) & (now[0] <= np.maximum(dual[rough], primal[rough]))
         at = rough[gain]
         w[at], dual[at], primal[at] = snapped[gain], now[0][gain], now[1][gain]
@@ -141,7 +161,7 @@ def _snap(nearest: np.ndarray, rhs: np.ndarray, pull: np.ndarray, sizes: Sizes, 
     return np.concatenate([moved[:, :m], w[:, m:]], -1)
 
 
-def _measure(
+def measure(
     pull: np.ndarray, scale: np.ndarray, sizes: Sizes, w: np.ndarray, free: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Largest stationarity residual in the free unknowns with wrong signs of multipliers, and largest violation of a

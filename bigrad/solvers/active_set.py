@@ -67,6 +67,8 @@ class ActiveSet(AbstractSolver):
         ready = ~program.invalid(theta, batch)
         with single_blas:
             data = maps(theta if ready.all() else tuple(np.where(np.isfinite(t), t, 0.0) for t in theta))
+            if not data.Q.any():  # a linear program is not for this road
+                return replace(self._slowly(program, theta), solver="ActiveSet")
             outcome = settled(data, maps.sizes, batch, _form(maps))
         done = ready & outcome.ok
         seconds = (time.perf_counter() - begun) / batch
@@ -75,8 +77,11 @@ class ActiveSet(AbstractSolver):
             return outcome
         rest = np.flatnonzero(~done)
         some = tuple(t[rest] if t.ndim > 1 else t for t in theta)
-        slow = Pieces(starts=1, nodes=0, time_limit=self.time_limit).solve(program, some)
-        return outcome.with_items(rest, slow)
+        return outcome.with_items(rest, self._slowly(program, some))
+
+    def _slowly(self, program: Program, theta: tuple[np.ndarray, ...]) -> Outcome:
+        """By DAQP as it is, which needs no strict convexity, and with a word on every failure."""
+        return Pieces(starts=1, nodes=0, time_limit=self.time_limit).solve(program, theta)
 
 
 @lru_cache(maxsize=64)
@@ -95,7 +100,7 @@ def settled(data: Data, sizes: Sizes, batch: int, form: Separable | None) -> Out
     factors, w, held, good = _closed(form, c, d, soft) if form else _dense(data.Q, J, c, d, soft)
     z, gamma = w[:, :n], w[:, n : n + soft]
     if form:
-        gap, curved, pushed = d - (form.J @ z.T).T, form.diagonal * z, (form.J.T @ w[:, n:].T).T
+        gap, curved, pushed = d - (form.J @ z.T).T, form.diagonal * z, (form.columns @ w[:, n:].T).T
     else:
         gap, curved, pushed = d - mv(J, z), mv(data.Q, z), mv(J.mT, w[:, n:])
     slack = gap[:, :soft]
@@ -110,7 +115,7 @@ def settled(data: Data, sizes: Sizes, batch: int, form: Separable | None) -> Out
     return Outcome(
         solver="ActiveSet",
         smooth=False,
-        status=np.array([Status.GLOBAL if g else Status.FAILED for g in good], dtype=object),
+        status=np.where(good, np.array(Status.GLOBAL), np.array(Status.FAILED)),
         z=z,
         w=w,
         free=free,
@@ -136,15 +141,18 @@ Answer = tuple[Any, np.ndarray, np.ndarray, np.ndarray]
 
 def _closed(form: Separable, c: np.ndarray, d: np.ndarray, soft: int) -> Answer:
     """By formula, where the program separates."""
-    z, dual, good = form.optimum(c, d)
-    held = dual > 0
+    w, good = form.optimum(c, d)
+    held = w[:, c.shape[1] :] > 0
     held[:, soft:] = True
-    return form, np.concatenate([z, dual], -1), held, good
+    return form, w, held, good
 
 
 def _dense(Q: np.ndarray, J: np.ndarray, c: np.ndarray, d: np.ndarray, soft: int) -> Answer:
     """By the least-distance problem."""
     root, fine = cholesky(Q)
+    if not fine.any():
+        held = np.broadcast_to(np.arange(d.shape[1]) >= soft, d.shape)
+        return None, np.zeros((len(d), c.shape[1] + d.shape[1])), held, np.zeros(len(d), bool)
     factors = Bordered(root, lower_solve(root, J.mT))
     held = _active(factors.lifted, lower_solve(root, -c[..., None])[..., 0], d, soft)
     w, singular = factors.solve(held, -c, d)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bigrad.parallel import single_blas
 from bigrad.program import Program
 from bigrad.programs.ball import Ball
 from bigrad.solution import Outcome, Point, Status
@@ -40,21 +41,20 @@ class Formula(AbstractSolver):
         """Solve a batch; see AbstractSolver.solve. A warm start is not needed and not used."""
         begun, batch, form = time.perf_counter(), batch_size(theta), program.smooth
         invalid = program.invalid(theta, batch)
-        clean = tuple(np.where(np.isfinite(t), t, 0.0) for t in theta)
-        data, found = form.maps(clean), form.project(clean, batch)
+        clean = tuple(np.where(np.isfinite(t), t, 0.0) for t in theta) if invalid.any() else theta
+        with single_blas:
+            data = form.maps(clean)
+            found = form.project(data, batch)
         y, multiplier = found.y, form.multiplier(found)
         none, empty = np.zeros(batch, int), np.isnan(found.radius)
         value = form.q / 2 * (y * y).sum(-1) + (data.c * y).sum(-1) + data.c0
 
-        def judge(i: int) -> Status:
-            if invalid[i]:
-                return Status.INVALID_INPUT
-            return Status.INFEASIBLE_UPPER if empty[i] else Status.GLOBAL
-
+        status = np.full(batch, Status.GLOBAL, dtype=object)
+        status[empty], status[invalid] = Status.INFEASIBLE_UPPER, Status.INVALID_INPUT
         return Outcome(
             solver="Formula",
             smooth=True,
-            status=np.array([judge(i) for i in range(batch)], dtype=object),
+            status=status,
             z=y,
             w=np.concatenate([y, multiplier[:, None]], -1),
             free=np.concatenate([np.ones(y.shape, bool), found.outside[:, None]], -1),
@@ -70,4 +70,5 @@ class Formula(AbstractSolver):
             strongly_stationary=~empty,
             singular=np.isinf(multiplier),
             seconds=np.full(batch, (time.perf_counter() - begun) / batch),
+            factors=found,
         )

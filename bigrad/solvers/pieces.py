@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from bigrad.exchange import Exchange
 from bigrad.parallel import single_blas, thread_map
 from bigrad.program import Program
 from bigrad.quadratic import Data, Sizes, apart, value
@@ -26,6 +27,7 @@ from bigrad.solvers.base import EXACT, PROVEN, AbstractSolver, batch_size, whole
 from bigrad.solvers.branch import branch
 from bigrad.solvers.convex import INFEASIBLE, UNBOUNDED
 from bigrad.solvers.diagnose import diagnose
+from bigrad.solvers.recall import known_sets, recalled
 from bigrad.solvers.scaling import Scaling
 from bigrad.solvers.search import Search
 from bigrad.solvers.starts import answers, high_points
@@ -128,11 +130,14 @@ class Pieces(AbstractSolver):
         skip = invalid | crooked
         todo = np.flatnonzero(~skip)
         starts, bound = np.zeros(batch, int), np.full(batch, -np.inf)
-        moving, proven = np.zeros(batch, bool), np.zeros(batch, bool)
+        moving, proven, polished = np.zeros((3, batch), bool)
+        ready: Exchange | None = None
+        was_free, was_singular = known_sets(warm, sizes.blocks[-1].stop)
         exhaustive = 2**sizes.pairs <= self.exhaustive
         if exhaustive:
             flat = todo[_least(data.Q, batch)[todo] <= FLAT]
-            if len(flat):
+            bounded[flat] = False
+            if len(flat) and sizes.pairs:  # without pairs the relaxation is the one piece, solved below
                 bounded[flat] = np.isfinite(high_points(data.pick(flat), sizes, len(flat), 1, self.seed)[1])
             sides = (np.arange(2**sizes.pairs)[:, None] >> np.arange(sizes.pairs)) % 2 == 1
             search.visit(np.repeat(todo, len(sides)), np.tile(sides, (len(todo), 1)))
@@ -140,6 +145,9 @@ class Pieces(AbstractSolver):
         else:
             at = np.array([i for i, w in enumerate(warm) if w is not None and not skip[i]], int)
             sides = np.array([warm[i].tight for i in at], bool).reshape(len(at), sizes.pairs)
+            w, recall, ready = recalled(data.pick(at), sizes, sides, was_free[at])
+            search.adopt(at[recall], sides[recall], w[recall])
+            polished[at[recall]] = True
             moving = search.descend(at, sides, self.max_iterations, limit)
             starts[at] = 1
             cold = np.flatnonzero(~skip & (search.best() < 0))  # those whose warm start has no solution begin anew
@@ -161,11 +169,10 @@ class Pieces(AbstractSolver):
         found = np.flatnonzero(best >= 0)
         rows = best[found]
         width, table = sizes.blocks[-1].stop, dict[str, Any]()
-        known = np.zeros((len(found), width), bool), np.zeros(len(found), bool)
-        for k, i in enumerate(found.tolist()):
-            if (start := warm[i]) is not None and start.free is not None and len(start.free) == width:
-                known[0][k], known[1][k] = start.free, start.singular
-        settled = settle(data.pick(found), sizes, search.w[rows], search.tight[rows], convex=True, known=known)
+        known = was_free[found], was_singular[found], polished[found] & (rows < polished.sum())
+        settled = settle(
+            data.pick(found), sizes, search.w[rows], search.tight[rows], convex=True, known=known, ready=ready
+        )
         for name, blank in (
             ("w", np.full((batch, width), np.nan)),
             ("free", np.zeros((batch, width), bool)),
@@ -216,6 +223,7 @@ class Pieces(AbstractSolver):
             starts=starts,
             iterations=np.bincount(search.item, minlength=batch),
             seconds=np.full(batch, (time.perf_counter() - begun) / batch),
+            factors=settled.items if len(found) == batch else None,
             **table,
         )
 
@@ -253,7 +261,7 @@ def _indefinite(matrix: np.ndarray, batch: int) -> np.ndarray:
 
 def _least(matrix: np.ndarray, batch: int) -> np.ndarray:
     """The least eigenvalue of each item's matrix relative to 1 + the largest, (batch,)."""
-    if not matrix.shape[-1]:
+    if not matrix.any():
         return np.zeros(batch)
     spectrum = np.linalg.eigvalsh(matrix)
     return np.broadcast_to(spectrum[..., 0] / (1 + abs(spectrum).max(-1)), batch)

@@ -29,7 +29,8 @@ class Scaling:
         w = outcome.w * self.factors
         z = w[:, : outcome.z.shape[1]]
         value, bound = outcome.value * self.upper, outcome.bound * self.upper
-        return replace(outcome, w=w, z=z, value=value, bound=bound, units=self.factors)
+        factors = outcome.factors and outcome.factors.rescaled(self.factors / np.sqrt(self.upper))
+        return replace(outcome, w=w, z=z, value=value, bound=bound, units=self.factors, factors=factors)
 
     @staticmethod
     def of(data: Data, sizes: Sizes) -> tuple[Data, Scaling]:

@@ -12,6 +12,7 @@ import numpy as np
 from bigrad.affine import mv
 from bigrad.quadratic import Data, Sizes, crossing, value
 from bigrad.solvers.active import near_zero
+from bigrad.solvers.convex import SOLVED
 from bigrad.solvers.piece import PieceSolver
 
 GAIN = 1e-9
@@ -38,8 +39,7 @@ class Search:
 
     def visit(self, items: np.ndarray, tight: np.ndarray) -> np.ndarray:
         """The table's rows for these pieces, solving those that it lacks."""
-        packed = np.concatenate([items[:, None].astype(np.int64).view(np.uint8), np.packbits(tight, axis=-1)], -1)
-        keys = [k.tobytes() for k in packed]
+        keys = _keys(items, tight)
         new: dict[bytes, int] = {}
         for t, key in enumerate(keys):
             if key not in self.index:
@@ -47,11 +47,16 @@ class Search:
         if new:
             first = np.array(list(new.values()))
             self.index.update(zip(new, range(len(self.flag), len(self.flag) + len(first)), strict=True))
-            self._add(items[first], tight[first])
+            self._add(items[first], tight[first], *self.solve(items[first], tight[first]))
         return np.array([self.index[k] for k in keys], int)
 
-    def _add(self, items: np.ndarray, tight: np.ndarray) -> None:
-        flag, w = self.solve(items, tight)
+    def adopt(self, items: np.ndarray, tight: np.ndarray, w: np.ndarray) -> None:
+        """Enter pieces, one an item, whose solutions w are known."""
+        start = len(self.flag)
+        self.index.update(zip(_keys(items, tight), range(start, start + len(items)), strict=True))
+        self._add(items, tight, np.full(len(items), SOLVED), w)
+
+    def _add(self, items: np.ndarray, tight: np.ndarray, flag: np.ndarray, w: np.ndarray) -> None:
         data = self.data.pick(items)
         F = value(data, w)
         x, y, lam, _, _, kappa, *_ = (w[:, s] for s in self.sizes.blocks)
@@ -120,3 +125,8 @@ class Search:
         marked = np.zeros(self.solve.batch, bool)
         marked[self.item[rows]] = True
         return marked
+
+
+def _keys(items: np.ndarray, tight: np.ndarray) -> list[bytes]:
+    packed = np.concatenate([items[:, None].astype(np.int64).view(np.uint8), np.packbits(tight, axis=-1)], -1)
+    return [k.tobytes() for k in packed]

@@ -13,15 +13,34 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
+
+from bigrad.affine import run
 
 ROUNDS = 200
 """Most Newton steps; a dozen is usual."""
 MET = 1e-14
 """The coupling row is met when it is off by no more than this, relative to its terms."""
+
+
+class Places(NamedTuple):
+    """Places of the variables with curvature among all; which of them are bounded above and below, and which have an
+    absolute value; the rows of their bounds and of that value, and the places of its variables.
+    """
+
+    own: Any
+    above: Any
+    below: Any
+    bent: Any
+    tops: Any
+    bottoms: Any
+    ups: Any
+    downs: Any
+    sizes: Any
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +66,19 @@ class Separable:
     soft: bool
     J: sp.csr_array
     diagonal: np.ndarray
+
+    @cached_property
+    def places(self) -> Places:
+        """Where its parts stand."""
+        above, below, bent = (np.flatnonzero(side >= 0) for side in (self.high, self.low, self.t))
+        tops, bottoms = self.high[above], self.low[below]
+        parts = self.own, above, below, bent, tops, bottoms, self.rise[bent], self.fall[bent], self.t[bent]
+        return Places(*(run(part) for part in parts))
+
+    @cached_property
+    def columns(self) -> sp.csr_array:
+        """J'."""
+        return sp.csr_array(self.J.T)
 
     @staticmethod
     def of(Q: np.ndarray, G: np.ndarray, E: np.ndarray) -> Separable | None:
@@ -89,48 +121,51 @@ class Separable:
             q[own], own, high, low, t, rise, fall, slope, a[own], coupling, 0 <= coupling < len(G), sp.csr_array(J), q
         )
 
-    def optimum(self, c: np.ndarray, d: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(z, multipliers of all rows, solved) for linear terms c (batch, n) and right-hand sides d (batch, rows)."""
-        above, below, bent = (np.flatnonzero(side >= 0) for side in (self.high, self.low, self.t))
-        tops, bottoms, ups, downs = self.high[above], self.low[below], self.rise[bent], self.fall[bent]
-        start, alpha, weight = -c[:, self.own], self.slope[ups], c[:, self.t[bent]]
+    def optimum(self, c: np.ndarray, d: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """((z, multipliers of all rows), solved) for linear terms c (batch, n) and right-hand sides d (batch, rows)."""
+        own, above, below, bent, tops, bottoms, ups, downs, sizes = self.places
+        curved = bool((self.t >= 0).any())
+        start, alpha, weight = -c[:, own], self.slope[ups], c[:, sizes]
         high, low = np.full(start.shape, np.inf), np.full(start.shape, -np.inf)
         high[:, above], low[:, below] = d[:, tops] / self.slope[tops], d[:, bottoms] / self.slope[bottoms]
         kink = jump = np.zeros((1, 1))
-        if len(bent):
+        if curved:
             kink, jump = np.zeros(start.shape), np.zeros(start.shape)
             kink[:, bent], jump[:, bent] = (d[:, ups] - d[:, downs]) / (2 * alpha), weight * alpha
 
         def respond(mu: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             """y, and where it moves with mu."""
             s = start - mu[:, None] * self.a if self.coupling >= 0 else start
-            if not len(bent):
+            if not curved:
                 free = s / self.q
                 y = np.minimum(np.maximum(free, low), high)
                 return y, y == free
-            over, under = s - jump > self.q * kink, s + jump < self.q * kink
-            free = np.where(over, (s - jump) / self.q, np.where(under, (s + jump) / self.q, kink))
-            moves = (over | under | (jump == 0)) & (free > low) & (free < high)
-            return np.clip(free, low, high), moves
+            far = s - self.q * kink
+            past = far - np.minimum(np.maximum(far, -jump), jump)
+            free = kink + past / self.q
+            y = np.minimum(np.maximum(free, low), high)
+            return y, (y == free) & ((past != 0) | (jump == 0))
 
-        mu, solved = self._balance(respond, d, start, jump, kink, low, high)
-        y, _ = respond(mu)
+        mu, y, solved = self._balance(respond, d, start, jump, kink, low, high)
         solved &= (low <= high).all(-1) & (weight >= 0).all(-1)
-        rest = start - mu[:, None] * self.a - self.q * y
-        z, dual = np.zeros(c.shape), np.zeros(d.shape)
-        z[:, self.own] = y
-        if len(bent):
-            tilt = np.clip(np.where(y > kink, jump, np.where(y < kink, -jump, rest)), -jump, jump)
+        rest = start - self.q * y
+        if self.coupling >= 0:
+            rest -= mu[:, None] * self.a
+        w = np.zeros((len(c), c.shape[1] + d.shape[1]))
+        z, dual = w[:, : c.shape[1]], w[:, c.shape[1] :]
+        z[:, own] = y
+        if curved:
+            tilt = np.where(y == kink, np.minimum(np.maximum(rest, -jump), jump), np.copysign(jump, y - kink))
             rest, tilt, at = rest - tilt, tilt[:, bent] / alpha, alpha * y[:, bent]
             dual[:, ups], dual[:, downs] = (weight + tilt) / 2, (weight - tilt) / 2
-            z[:, self.t[bent]] = np.maximum(at - d[:, ups], -at - d[:, downs])
+            z[:, sizes] = np.maximum(at - d[:, ups], -at - d[:, downs])
         held = (y == high) & (rest > 0)
         dual[:, tops] = np.where(held, rest, 0.0)[:, above] / self.slope[tops]
         held = (y == low) & (rest < 0)
         dual[:, bottoms] = np.where(held, rest, 0.0)[:, below] / self.slope[bottoms]
         if self.coupling >= 0:
             dual[:, self.coupling] = mu
-        return z, dual, solved
+        return w, solved
 
     def _balance(
         self,
@@ -141,12 +176,12 @@ class Separable:
         kink: np.ndarray,
         low: np.ndarray,
         high: np.ndarray,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The multiplier of the coupling row of each item, and which were found."""
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The multiplier of the coupling row of each item, y, and which were found."""
         batch = len(d)
         mu = np.zeros(batch)
         if self.coupling < 0:
-            return mu, np.ones(batch, bool)
+            return mu, respond(mu)[0], np.ones(batch, bool)
         goal = d[:, self.coupling]
         below, above, turns = np.full(batch, -np.inf), np.full(batch, np.inf), None
         for _ in range(ROUNDS):
@@ -156,7 +191,7 @@ class Separable:
             met = abs(off) <= MET * (abs(parts).sum(-1) + abs(goal))
             met |= self.soft & (mu == 0) & (off <= 0)
             if met.all():
-                return mu, met
+                return mu, y, met
             below, above = np.where(off > 0, mu, below), np.where(off < 0, mu, above)
             slope = (self.a**2 / self.q * moves).sum(-1)
             with np.errstate(divide="ignore", invalid="ignore"):
@@ -177,7 +212,7 @@ class Separable:
         parts = self.a * y
         off = parts.sum(-1) - goal
         close = abs(off) <= 100 * MET * (abs(parts).sum(-1) + abs(goal))
-        return mu, close | (self.soft & (mu == 0) & (off <= 0))
+        return mu, y, close | (self.soft & (mu == 0) & (off <= 0))
 
     def _turns(
         self, start: np.ndarray, jump: np.ndarray, kink: np.ndarray, low: np.ndarray, high: np.ndarray
@@ -199,22 +234,28 @@ class Separable:
 
         held: bool (batch, rows), goal: (batch, n), rest: (batch, rows). Singular items come out meaningless.
         """
-        above, below, bent = (np.flatnonzero(side >= 0) for side in (self.high, self.low, self.t))
-        tops, bottoms, ups, downs = self.high[above], self.low[below], self.rise[bent], self.fall[bent]
+        own, above, below, bent, tops, bottoms, ups, downs, sizes = self.places
+        curved = bool((self.t >= 0).any())
         high, low, rise, fall = (held[:, rows] for rows in (tops, bottoms, ups, downs))
         fixed, at = np.zeros((len(held), len(self.own)), bool), np.zeros((len(held), len(self.own)))
-        fixed[:, above], at[:, above] = high, np.where(high, rest[:, tops] / self.slope[tops], 0.0)
+        fixed[:, above] = high
         singular: Any = (fixed[:, below] & low).any(-1)
-        at[:, below] = np.where(low, rest[:, bottoms] / self.slope[bottoms], at[:, below])
         fixed[:, below] |= low
-        target, alpha, extra = goal[:, self.own], self.slope[ups], goal[:, self.t[bent]]
-        if len(bent):
+        if moved := rest.any():  # in an adjoint it seldom is
+            at[:, above] = np.where(high, rest[:, tops] / self.slope[tops], 0.0)
+            at[:, below] = np.where(low, rest[:, bottoms] / self.slope[bottoms], at[:, below])
+        target, alpha, extra = goal[:, own], self.slope[ups], goal[:, sizes]
+        if curved:
             corner = rise & fall
-            singular |= ((corner & fixed[:, bent]) | (~rise & ~fall)).any(-1)
-            at[:, bent] = np.where(corner, (rest[:, ups] - rest[:, downs]) / (2 * alpha), at[:, bent])
+            singular |= ((corner & fixed[:, bent]) | ~(rise | fall)).any(-1)
+            if moved:
+                at[:, bent] = np.where(corner, (rest[:, ups] - rest[:, downs]) / (2 * alpha), at[:, bent])
             fixed[:, bent] |= corner
-            target[:, bent] += alpha * extra * ((rise & ~fall) * 1.0 - (fall & ~rise))
+            if extra.any():
+                target = target.copy()
+                target[:, bent] += alpha * extra * ((rise & ~fall) * 1.0 - (fall & ~rise))
         u, kappa = np.where(fixed, at, target / self.q), np.zeros((len(held), 1))
+        left = target - self.q * u
         if self.coupling >= 0:
             weight, tied = np.where(fixed, 0.0, 1 / self.q), held[:, self.coupling]
             S = weight @ self.a**2
@@ -222,19 +263,21 @@ class Separable:
             gap = u @ self.a - rest[:, self.coupling]
             kappa = np.where(tied, gap / np.where(S > 0, S, 1.0), 0.0)[:, None]
             u = u - weight * self.a * kappa
-        left = target - self.q * u - self.a * kappa
-        z, v = np.zeros(goal.shape), np.zeros(held.shape)
-        z[:, self.own] = u
+            left = target - self.q * u - self.a * kappa
+        n = goal.shape[1]
+        w = np.zeros((len(held), n + held.shape[1]))
+        z, v = w[:, :n], w[:, n:]
+        z[:, own] = u
         v[:, tops] = np.where(high, left[:, above], 0.0) / self.slope[tops]
         v[:, bottoms] = np.where(low, left[:, below], 0.0) / self.slope[bottoms]
         if self.coupling >= 0:
             v[:, self.coupling] = kappa[:, 0]
-        if len(bent):
+        if curved:
             push, near = left[:, bent] / alpha, alpha * u[:, bent]
             v[:, ups] = np.where(corner, (push - extra) / 2, np.where(rise, -extra, 0.0))
             v[:, downs] = np.where(corner, (-push - extra) / 2, np.where(fall, -extra, 0.0))
-            z[:, self.t[bent]] = np.where(rise, near - rest[:, ups], -near - rest[:, downs])
-        return np.concatenate([z, v], -1), singular
+            z[:, sizes] = np.where(rise, near - rest[:, ups], -near - rest[:, downs])
+        return w, singular
 
 
 def _beyond(turns: np.ndarray, mu: np.ndarray, upwards: np.ndarray) -> np.ndarray:
