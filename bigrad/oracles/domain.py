@@ -1,7 +1,8 @@
 """What every oracle asks of its costs, and how the rows of a batch find their item where feasible sets differ.
 
 An oracle may hold one feasible set for all, or one an item (a capacity each, a target each). The rows of one item follow
-each other, so that a batch of samples, (batch, samples, n) flattened, needs nothing more; `oracle.at(items)` is the oracle of some of its items, for batches that are drawn from a data set.
+each other, so that a batch of samples, (batch, samples, n) flattened, needs nothing more; `oracle.at(items)` is the
+oracle of some of its items, for batches that are drawn from a data set.
 """
 
 from __future__ import annotations
