@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from bigrad.gradients.imle import IMLE
     from bigrad.gradients.implicit import Implicit
     from bigrad.gradients.interpolate import Interpolate
+    from bigrad.gradients.joint import Joint
+    from bigrad.gradients.levels import Levels
     from bigrad.gradients.noise import Gumbel, Normal, SumOfGamma
     from bigrad.gradients.perturbation import Additive, Multiplicative
     from bigrad.gradients.perturbed import Perturbed
@@ -56,6 +58,7 @@ if TYPE_CHECKING:
     )
     from bigrad.solvers.active_set import ActiveSet
     from bigrad.solvers.certificate import Global
+    from bigrad.solvers.cuts import Cuts
     from bigrad.solvers.formula import Formula
     from bigrad.solvers.interior import Interior
     from bigrad.solvers.mehrotra import Mehrotra
@@ -78,6 +81,7 @@ _HOMES = {
     "BigradError": "solution",
     "CapabilityError": "solution",
     "Common": "gradients.draws",
+    "Cuts": "solvers.cuts",
     "DeclarationError": "solution",
     "Flow": "oracles.flow",
     "Formula": "solvers.formula",
@@ -93,9 +97,11 @@ _HOMES = {
     "InputError": "solution",
     "Interior": "solvers.interior",
     "Interpolate": "gradients.interpolate",
+    "Joint": "gradients.joint",
     "Knapsack": "oracles.knapsack",
     "Layer": "layer",
     "LeaveOneOut": "gradients.baselines",
+    "Levels": "gradients.levels",
     "MeanFree": "gradients.identity",
     "Mehrotra": "solvers.mehrotra",
     "Memory": "memory",
@@ -142,6 +148,7 @@ __all__ = [
     "BigradError",
     "CapabilityError",
     "Common",
+    "Cuts",
     "DeclarationError",
     "Flow",
     "Formula",
@@ -156,9 +163,11 @@ __all__ = [
     "InputError",
     "Interior",
     "Interpolate",
+    "Joint",
     "Knapsack",
     "Layer",
     "LeaveOneOut",
+    "Levels",
     "MeanFree",
     "Mehrotra",
     "Memory",

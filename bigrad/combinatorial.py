@@ -109,6 +109,18 @@ class Combinatorial:
             np.add.at(costs.T, mine, (self.factor(place, leader) * weight * given[:, held]).T)
         return costs
 
+    def products(self, theta: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """D of the follower's minimised objective: rows and columns (entries,), values (batch, entries)."""
+        own, n, batch = self.base.follower.cross.tocoo(), self.base.leaders, len(theta[0]) if theta else 1
+        rows, columns, values = [own.row], [own.col], [np.broadcast_to(own.data, (batch, own.nnz))]
+        for place, given in zip(self.places, theta, strict=True):
+            pair = place.other >= 0
+            if pair.any() and (factor := self.factor(place, False)):
+                rows.append(place.one[pair])
+                columns.append(place.other[pair] - n)
+                values.append(factor * given[:, pair])
+        return np.concatenate(rows), np.concatenate(columns), np.concatenate(values, 1)
+
     def off_level(
         self, grad: np.ndarray, leader: bool, other: np.ndarray, theta: Sequence[np.ndarray]
     ) -> tuple[list[np.ndarray], np.ndarray]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
+from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 
 from bigrad.auto import Auto
@@ -54,12 +56,16 @@ def bilevel(
     of that length (or the shape of an array of variables); what they are in the model is its default. A pair (one
     player's variable, the other's) stands for their product, in the objective of the first one's model: the cost of
     interdiction. MathOpt objectives may hold such products, CP-SAT models booleans bound by `add_multiplication_equality`.
-    The follower may be a `bigrad.oracle.Oracle`, or any function wrapped into one: its variables are then the indices of
-    its answer, all named in costs, and the leader stands against it.
+    The follower may be a `bigrad.Oracle`, or any Python function from one item's costs to its decision (`bigrad.Given` says
+    more about it): its variables are then the indices of its answer, all named in costs, and the leader stands against it.
     """
     from bigrad.oracle import Oracle
     from bigrad.programs import ortools
 
+    if isinstance(lower, FunctionType | MethodType | partial):
+        from bigrad.oracles.given import Given
+
+        lower = Given(lower)
     if isinstance(lower, Oracle) or ortools.is_model(upper) or ortools.is_model(lower):
         return ortools.declare(upper, lower, link or {}, responds, costs or {}, Auto())
     if link is not None or costs is not None:

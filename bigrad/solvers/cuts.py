@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -12,7 +12,10 @@ from bigrad.combinatorial import Combinatorial
 from bigrad.mip import Mip
 from bigrad.program import Program
 from bigrad.solution import InputError, Outcome, Point, Status
+from bigrad.solvers.against import against, refused
 from bigrad.solvers.base import AbstractSolver, batch_size
+from bigrad.solvers.found import Found, gathered
+from bigrad.solvers.hitting import Known
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Cuts(AbstractSolver):
         """See AbstractSolver.accepts."""
         if program.combinatorial is None:
             return "Cuts() needs a program of OR-Tools models; this one is continuous, or CVXPY's. Use Auto()."
-        return None
+        return None if program.combinatorial.follower is None else refused(program.combinatorial)
 
     def choose(self, program: Program) -> tuple[AbstractSolver, str]:
         """See AbstractSolver.choose."""
@@ -51,10 +54,23 @@ class Cuts(AbstractSolver):
         assert form is not None
         batch = batch_size(theta)
         given = [np.broadcast_to(t, (batch, t.shape[-1])) for t in theta]
-        found = self._one_level(form, given, batch)
-        for i in np.flatnonzero(program.invalid(theta, batch)):
-            found[i] = Found(Status.INVALID_INPUT, None)
+        found = [Found(Status.INVALID_INPUT, None)] * batch
+        fine = np.flatnonzero(~program.invalid(theta, batch))
+        road = self._one_level if form.follower is None else self._against
+        for i, answer in zip(fine, road(form, [t[fine] for t in given], len(fine)), strict=True):
+            found[i] = answer
         return gathered(str(self), form, given, found)
+
+    def _against(self, form: Combinatorial, theta: list[np.ndarray], batch: int) -> list[Found]:
+        """A leader against an oracle. Costs that the oracle refuses fail their own item only."""
+        start, known = time.perf_counter(), form.memory.setdefault("known", Known()) if self.remember else Known()
+        try:
+            found = against(form, theta, batch, known, self.gap, self.time_limit)
+        except InputError as error:
+            if batch == 1:
+                return [Found(Status.INVALID_INPUT, None, cause=str(error))]
+            return [self._against(form, [t[[i]] for t in theta], 1)[0] for i in range(batch)]
+        return [replace(f, seconds=(time.perf_counter() - start) / batch) for f in found]
 
     def _one_level(self, form: Combinatorial, theta: list[np.ndarray], batch: int) -> list[Found]:
         base = form.base
@@ -67,51 +83,3 @@ class Cuts(AbstractSolver):
             Found(s, v if s.ok else None, np.nan, seconds=seconds)
             for v, s in zip(answers.values, answers.status, strict=True)
         ]
-
-
-@dataclass(frozen=True, eq=False)
-class Found:
-    """What the search of one item ended with: w = (x, y) and a proven bound on the minimised upper objective."""
-
-    status: Status
-    w: np.ndarray | None
-    bound: float = np.nan
-    cuts: int = 0
-    solves: int = 0
-    seconds: float = 0.0
-    rounding: float = 0.0
-
-
-def gathered(name: str, form: Combinatorial, theta: list[np.ndarray], found: list[Found]) -> Outcome:
-    """A batch of answers as an Outcome."""
-    size, batch = len(form.base.lower), len(found)
-    w = np.array([np.full(size, np.nan) if f.w is None else f.w for f in found])
-    value = np.full(batch, np.inf)
-    for i, f in enumerate(found):
-        if f.w is not None:
-            value[i] = form.at([t[i] for t in theta]).leader(w[i][: form.base.leaders], w[i][form.base.leaders :])
-    bound = np.array(
-        [v if f.status is Status.GLOBAL and np.isnan(f.bound) else f.bound for v, f in zip(value, found, strict=True)]
-    )
-    none = np.zeros(batch, int)
-    return Outcome(
-        solver=name,
-        smooth=False,
-        status=np.array([f.status for f in found], dtype=object),
-        z=w,
-        w=w,
-        free=np.ones_like(w, bool),
-        tight=np.zeros((batch, 0), bool),
-        value=value,
-        bound=bound,
-        starts=none,
-        iterations=none,
-        residual=np.where(np.isfinite(value), 0.0, np.inf),
-        violation=np.where(np.isfinite(value), 0.0, np.inf),
-        biactive=none,
-        degenerate=none,
-        strongly_stationary=np.zeros(batch, bool),
-        singular=np.zeros(batch, bool),
-        seconds=np.array([f.seconds for f in found]),
-        effort=np.array([[f.cuts, f.solves, f.rounding] for f in found], dtype=float),
-    )

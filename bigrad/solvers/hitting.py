@@ -12,7 +12,8 @@ element in part. Nodes are taken best bound first, many at a time, and the oracl
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -24,8 +25,14 @@ WIDTH = 24
 """Nodes of an item that are asked about at once."""
 CHUNK = 8
 """Answers that bound nodes together, before those that are beaten are dropped."""
-KNOWN = 48
-"""Answers that bound the nodes of an item: the cheapest of those known, and all that are new."""
+KNOWN = 24
+"""Answers of earlier calls that bound the nodes of an item."""
+GUESSES = 3
+"""Decisions of earlier calls that an item tries first."""
+MOST = (256, 64)
+"""Answers and decisions that are remembered."""
+FRESH = 12
+"""Answers of an item that are worth remembering."""
 LESS = 1e-9
 """An improvement smaller than this, relative to 1 + the value, is none."""
 
@@ -106,26 +113,43 @@ class Bounds:
         return (fixed + (np.maximum(room, 0.0) * self.ratio[part]).sum(2)).min(1)
 
 
-def search(
-    game: Games, follower: Oracle, known: list[np.ndarray], guesses: np.ndarray, gap: float, time_limit: float
-) -> Result:
-    """Solve a batch. known: answers (follower's,) that are feasible whatever the costs, to which new ones are added. guesses:
-    (count, leader's), decisions to try first."""
+@dataclass
+class Known:
+    """Answers of the follower, feasible whatever the costs, and decisions of the leader that were optimal once; newest last."""
+
+    answers: dict[bytes, np.ndarray] = field(default_factory=dict)
+    decisions: dict[bytes, np.ndarray] = field(default_factory=dict)
+
+    def keep(self, answers: list[np.ndarray], decisions: np.ndarray) -> None:
+        """Adds to them, and forgets the oldest."""
+        for held, rows, most in ((self.answers, answers, MOST[0]), (self.decisions, decisions, MOST[1])):
+            for row in rows:
+                key = row.tobytes()
+                held.pop(key, None)
+                held[key] = row
+            for key in list(held)[: max(len(held) - most, 0)]:
+                held.pop(key, None)
+
+    def recall(self, game: Games) -> Iterator[tuple[list[np.ndarray], list[np.ndarray]]]:
+        """For each item: the answers that bound it best, and the decisions that look best by them."""
+        y, x = np.array(list(self.answers.values())), np.array(list(self.decisions.values()))
+        for i in range(len(game.d)):
+            value = (y @ game.d[i])[:, None] + game.slopes(np.full(len(y), i), y) @ x.T
+            best = np.argsort(-value.min(0), kind="stable")[:GUESSES]
+            tight = {int(k): None for at in best for k in np.argsort(value[:, at], kind="stable")[: KNOWN // GUESSES]}
+            yield [y[k] for k in tight], [x[k] for k in best]
+
+
+def search(game: Games, follower: Oracle, known: Known, gap: float, time_limit: float) -> Result:
+    """Solve a batch. known: what earlier calls found, to which this one adds."""
     batch, n = game.c.shape
     end = time.perf_counter() + time_limit * batch
     best, best_x = np.full(batch, -np.inf), np.zeros((batch, n))
     best_y = np.zeros((batch, game.d.shape[1]))
     asked, nodes = np.zeros(batch, int), np.zeros(batch, int)
     bounds: dict[int, Bounds] = {}
-    seen = {y.tobytes() for y in known}
-    pool = np.array(known) if known else np.zeros((0, game.d.shape[1]))
     mine: list[list[np.ndarray]] = [[] for _ in range(batch)]
     open_: list[Front] = [Front.root(n) for _ in range(batch)]
-    if len(pool):
-        for i in range(batch):
-            cheap = np.argsort(pool @ game.d[i], kind="stable")[:KNOWN]
-            mine[i] = list(pool[cheap])
-            bounds[i] = Bounds.of(game, i, pool[cheap])
 
     def ask(item: np.ndarray, x: np.ndarray) -> np.ndarray:
         costs = game.costs(item, x)
@@ -136,20 +160,20 @@ def search(
             i = item[k]
             if value[k] > best[i]:
                 best[i], best_x[i], best_y[i] = value[k], x[k], y[k]
-        for row in y:
-            if (key := row.tobytes()) not in seen:
-                seen.add(key)
-                known.append(row)
         return y
 
-    if len(guesses):
-        item = np.repeat(np.arange(batch), len(guesses))
-        y = ask(item, np.tile(guesses, (batch, 1)))
-        for i in range(batch):
-            mine[i] += list(y[item == i])
-            bounds[i] = Bounds.of(game, i, _unique(mine[i]))
+    if known.answers:
+        owners: list[int] = []
+        tried: list[np.ndarray] = []
+        for i, (recalled, guesses) in enumerate(known.recall(game)):
+            mine[i] += recalled
+            owners += [i] * len(guesses)
+            tried += guesses
+        for i, answer in zip(owners, ask(np.array(owners), np.array(tried)), strict=True):
+            mine[i].append(answer)
     while True:
-        beaten = np.where(np.isfinite(best), best + np.maximum(gap * abs(best), LESS * (1 + abs(best))), -np.inf)
+        size = np.where(np.isfinite(best), abs(best), 0.0)
+        beaten = best + np.maximum(gap * size, LESS * (1 + size))
         live = [i for i in range(batch) if open_[i].prune(beaten[i])]
         if not live or time.perf_counter() > end:
             break
@@ -161,12 +185,13 @@ def search(
         slopes = game.slopes(item, y)
         for i in live:
             own = item == i
-            mine[i] = [*mine[i][-4 * KNOWN :], *y[own]]
+            mine[i] = [*mine[i][-8 * KNOWN :], *y[own]]
             bounds[i] = Bounds.of(game, i, _unique(mine[i]))
             children = _children(game, taken[own], out[own], slopes[own])
             if len(children[0]):
                 left = game.budget - children[0] @ game.weight
                 open_[i].add(*children, bounds[i](*children, left, beaten[i]))
+    known.keep([y for own in mine for y in own[-FRESH:]], best_x)
     bound = np.array([max(best[i], open_[i].bound.max(initial=-np.inf)) for i in range(batch)])
     status = [Status.GLOBAL if not len(open_[i].bound) else Status.OPEN for i in range(batch)]
     return Result(best_x, best_y, best, bound, status, asked, nodes)
