@@ -2,12 +2,14 @@
 
     min c'v   subject to   lower <= A v <= upper,  low <= v <= high,  v_k integer where `integer`
 
-The matrix stays; costs, bounds of rows and bounds of variables change from solve to solve, and a program without integers
-starts from its last basis. Huangfu and Hall, "Parallelizing the dual revised simplex method", 2018.
+The matrix stays; costs, bounds of rows and bounds of variables change from solve to solve, and every linear program
+starts from the last basis. HiGHS's own search costs some ten milliseconds even where there is nothing to search, so that
+a small program is branched here, depth first, and given to HiGHS's search after SMALL nodes. Huangfu and Hall, "Parallelizing the dual revised simplex method", 2018.
 """
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -17,6 +19,10 @@ import scipy.sparse as sp
 
 INTEGRALITY = 1e-6
 """How far from an integer an integer variable may be."""
+FLAT = 1e-9
+"""Two values this close, relatively, are the same."""
+SMALL = 60
+"""Nodes after which HiGHS's own search takes over."""
 
 
 class End(Enum):
@@ -66,6 +72,10 @@ class Milp:
             "primal_feasibility_tolerance": 1e-9,
             "dual_feasibility_tolerance": 1e-9,
             "mip_feasibility_tolerance": 1e-9,
+            "mip_heuristic_run_feasibility_jump": False,
+            "mip_heuristic_run_root_reduced_cost": False,
+            "mip_heuristic_run_rins": False,
+            "mip_heuristic_run_rens": False,
         }.items():
             highs.setOptionValue(name, value)
         lp = highspy.HighsLp()
@@ -76,11 +86,10 @@ class Milp:
         lp.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
         lp.a_matrix_.start_, lp.a_matrix_.index_ = matrix.indptr.astype(np.int32), matrix.indices.astype(np.int32)
         lp.a_matrix_.value_ = matrix.data.astype(float)
-        if self.integer.any():
-            kinds = highspy.HighsVarType
-            lp.integrality_ = [kinds.kInteger if whole else kinds.kContinuous for whole in self.integer]
         self.accepted = highs.passModel(lp) != highspy.HighsStatus.kError
         self._all = np.arange(max(self.size, self.rows), dtype=np.int32)
+        self._low, self._high = low.astype(float), high.astype(float)
+        self._whole = np.flatnonzero(self.integer).astype(np.int32)
 
     def costs(self, costs: np.ndarray) -> None:
         """Other costs, (variables,)."""
@@ -93,14 +102,34 @@ class Milp:
 
     def column_bounds(self, low: np.ndarray, high: np.ndarray) -> None:
         """Other bounds of all variables, (variables,) each."""
-        self._highs.changeColsBounds(self.size, self._all[: self.size], low.astype(float), high.astype(float))
+        self._low, self._high = low.astype(float), high.astype(float)
+        self._highs.changeColsBounds(self.size, self._all[: self.size], self._low, self._high)
 
     def solve(self, seconds: float = np.inf) -> Optimum:
         """Solve it as it stands."""
-        highs, nothing = self._highs, Optimum(End.BROKEN, np.nan, None)
         if not self.accepted:
-            return nothing
-        highs.setOptionValue("time_limit", highs.getRunTime() + max(seconds, 1e-3))  # its clock runs on
+            return Optimum(End.BROKEN, np.nan, None)
+        end = time.perf_counter() + seconds
+        if not len(self._whole):
+            return self._run(end)
+        found = self._branch(end) or self._search(end)
+        if found.end in (End.UNBOUNDED, End.BROKEN):  # a ray of the relaxation is one of the program if that has a point
+            costs = np.array(self._highs.getLp().col_cost_)
+            self.costs(np.zeros(self.size))
+            point = self._branch(end) or self._search(end)
+            self.costs(costs)
+            end_ = found.end if point.end is End.OPTIMAL else point.end
+            found = Optimum(end_, np.nan, None)
+        return found
+
+    def _run(self, until: float) -> Optimum:
+        """Solve the model that HiGHS holds."""
+        highs = self._highs
+        left = until - time.perf_counter()
+        if left <= 0:
+            return Optimum(End.LATE, np.nan, None)
+        if np.isfinite(left):
+            highs.setOptionValue("time_limit", highs.getRunTime() + left)  # its clock runs on
         highs.run()
         end = self._end()
         if end is End.BROKEN:  # not told apart by presolve, or lost from a stale basis
@@ -112,8 +141,67 @@ class Milp:
         if end is not End.OPTIMAL:
             return Optimum(end, np.nan, None)
         v = np.array(highs.getSolution().col_value)
-        v[self.integer] = np.round(v[self.integer])
         return Optimum(end, float(highs.getInfo().objective_function_value), v)
+
+    def _branch(self, until: float) -> Optimum | None:
+        """Depth first on the most fractional variable; None if that takes too long."""
+        highs, whole = self._highs, self._whole
+        best = Optimum(End.INFEASIBLE, np.nan, None)
+        stack, nodes = [(self._low[whole], self._high[whole])], 0
+        try:
+            while stack:
+                low, high = stack.pop()
+                nodes += 1
+                if nodes > SMALL:
+                    return None
+                highs.changeColsBounds(len(whole), whole, low, high)
+                found = self._run(until)
+                if found.end is End.INFEASIBLE:
+                    continue
+                if found.end is not End.OPTIMAL or found.v is None:
+                    return None if found.end is End.BROKEN else found
+                if best.v is not None and found.value >= best.value - FLAT * (1 + abs(best.value)):
+                    continue
+                z = found.v[whole]
+                off = abs(z - np.round(z))
+                k = int(off.argmax())
+                if off[k] <= INTEGRALITY:
+                    if off[k] > 0:
+                        found = self._rounded(found, until)
+                    if found.v is not None:
+                        best = found
+                    continue
+                down, up = (low, high.copy()), (low.copy(), high)
+                down[1][k], up[0][k] = np.floor(z[k]), np.ceil(z[k])
+                stack.extend([up, down] if z[k] - np.floor(z[k]) < 0.5 else [down, up])
+        finally:
+            highs.changeColsBounds(len(whole), whole, self._low[whole], self._high[whole])
+        return best
+
+    def _rounded(self, found: Optimum, until: float) -> Optimum:
+        """The best point with the integers where they nearly are; the given one, rounded, where that has none."""
+        assert found.v is not None
+        whole, v = self._whole, found.v
+        v[whole] = np.round(v[whole])
+        if self.integer.all():
+            return found
+        self._highs.changeColsBounds(len(whole), whole, v[whole], v[whole])
+        again = self._run(until)
+        return again if again.v is not None else Optimum(found.end, found.value, v)
+
+    def _search(self, until: float) -> Optimum:
+        """HiGHS's own search."""
+        import highspy
+
+        highs, whole, kinds = self._highs, self._whole, highspy.HighsVarType
+        highs.changeColsIntegrality(len(whole), whole, np.full(len(whole), int(kinds.kInteger), dtype=np.uint8))
+        try:
+            found = self._run(until)
+        finally:
+            highs.changeColsIntegrality(len(whole), whole, np.full(len(whole), int(kinds.kContinuous), dtype=np.uint8))
+        if found.v is not None:
+            found.v[whole] = np.round(found.v[whole])
+        return found
 
     def _end(self) -> End:
         import highspy

@@ -25,6 +25,8 @@ from bigrad.solvers.answers import CLOSE, Follower, Pool, Responder, slack
 from bigrad.solvers.milp import INTEGRALITY, End
 from bigrad.solvers.sos import _quiet
 
+import os
+STURDY=int(os.environ.get('STURDY','0')); LIVE=int(os.environ.get('LIVE','0')); MID=float(os.environ.get('MID','0'))
 SOLVED = 10
 """SCIP's stage number after which its transformed problem is being taken down."""
 
@@ -223,12 +225,20 @@ class Rational(pyscipopt.Conshdlr):
             record.late = found.end is End.LATE
             raise TimeoutError if record.late else RuntimeError("HiGHS broke down on the follower")
         if found.y is not None:
-            weights = self._takes(f.low_x, f.high_x) if hasattr(f, "low_x") else None
-            self.pool.add(found.y)
+            self.learn(found.y)
             if self.improve:
                 self._react(x, found.value, left)
         record.phi[key] = found.end, found.value
         return record.phi[key]
+
+    def learn(self, r: np.ndarray) -> None:
+        """Keep a rival, as a row for the whole tree if the leader can take nothing from it anywhere."""
+        if self.pool.add(r) and not self._live(r).any():
+            self.model.addCons(self.master.rival(r), local=False)
+
+    def _live(self, r: np.ndarray) -> np.ndarray:
+        low, high = self.master.nested.lower, self.master.nested.upper
+        return self._threshold(r) <= self._takes(low[: len(self.f.linking)], high[: len(self.f.linking)]) + CLOSE
 
     def _react(self, x: np.ndarray, phi: float, left: float) -> None:
         record, nested, n = self.record, self.master.nested, self.master.nested.leaders
@@ -252,7 +262,7 @@ class Rational(pyscipopt.Conshdlr):
         return end is End.OPTIMAL and level <= phi + 10 * slack(phi)
 
     def _enforce(self) -> Any:
-        record = self.record
+        record, f = self.record, self.f
         while record.waiting:
             self.master.offer(*record.waiting.pop())
         if time.perf_counter() > self.end:
@@ -265,6 +275,8 @@ class Rational(pyscipopt.Conshdlr):
         x[self.whole] = np.round(x[self.whole])
         low, high = self._box(x)
         rival = self._rival(x, level, low, high)
+        if STURDY == 2 and rival is not None and len(rival[1]) > LIVE:
+            rival = None
         if rival is None:
             end, phi = self.phi(x)
             if end is End.UNBOUNDED:
@@ -273,6 +285,12 @@ class Rational(pyscipopt.Conshdlr):
                 return self._leave(x, low, high)
             if level <= phi + 10 * slack(phi):
                 return SCIP_RESULT.FEASIBLE
+            if STURDY:
+                room = self._takes(low, high) - f.G @ x
+                bar = phi + MID * (level - phi)
+                r = self.responder.sturdy(x, bar, room, self.end - time.perf_counter())
+                if r is not None:
+                    self.learn(r)
             rival = self._rival(x, level, low, high)
             if rival is None:
                 raise RuntimeError("the pool is full")
@@ -385,6 +403,15 @@ def run(model: Any, end: float, gap: float, seed: int) -> str:
     model.setParam("limits/time", max(end - time.perf_counter(), 1e-3))
     model.setParam("limits/gap", gap)
     model.setParam("randomization/randomseedshift", seed)
+    from pyscipopt import SCIP_PARAMSETTING as S
+    o=os.environ.get('OPT','')
+    if 'h' in o: model.setHeuristics(S.OFF)
+    if 's' in o: model.setSeparating(S.OFF)
+    if 'f' in o: model.setSeparating(S.FAST)
+    if 'b' in o: model.setParam('nodeselection/bfs/stdpriority',1000000)
+    if 'e' in o: model.setParam('separating/maxrounds',0)
+    if 'p' in o: model.setParam('branching/pscost/priority',1000000)
+    if 'm' in o: model.setParam('separating/maxroundsroot',5)
     with _quiet:
         model.optimize()
     return str(model.getStatus())
