@@ -160,6 +160,17 @@ class Responder:
         y = found.v
         return Answer(found.end, float(f.costs(x) @ y) if y is not None else np.nan, y)
 
+    def ray(self, x: np.ndarray) -> np.ndarray | None:
+        """A direction in which the follower's answers stay feasible and get cheaper for ever; None if there is none."""
+        f = self.follower
+        low, high = np.where(np.isfinite(f.low), 0.0, -1.0), np.where(np.isfinite(f.high), 0.0, 1.0)
+        if not (high - low).any():
+            return None
+        none = np.zeros(len(low), dtype=bool)
+        top = np.zeros(len(f.h))
+        found = Milp(f.costs(x), sp.csr_array(f.A), np.full(len(top), -np.inf), top, low, high, none, self._seed).solve()
+        return found.v if found.v is not None and found.value < -1e-9 else None
+
     def sturdy(self, x: np.ndarray, level: float, weights: np.ndarray, seconds: float = np.inf) -> np.ndarray | None:
         """An answer at a decision, of cost at most `level`, that keeps the most slack in the rows that x moves.
 
@@ -215,7 +226,14 @@ class Responder:
 
 def slack(phi: float) -> float:
     """How far above its optimum a follower's answer may be and still count as optimal."""
-    return CLOSE / 10 * (1 + abs(phi))
+    return 1e-8 * (1 + abs(phi))
+
+
+def outer(nested: Nested) -> Rows:
+    """The leader's rows, and those of the follower's rows that contain no y, which bind the leader just so."""
+    rows = nested.follower_rows
+    bare = ~rows.matrix[:, nested.leaders :].toarray().any(axis=1)
+    return joined([nested.leader_rows, Rows(sp.csr_array(rows.matrix[bare]), rows.lower[bare], rows.upper[bare])])
 
 
 def joined(parts: list[Rows]) -> Rows:

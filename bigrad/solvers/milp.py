@@ -122,6 +122,17 @@ class Milp:
             found = Optimum(end_, np.nan, None)
         return found
 
+    def search(self, seconds: float = np.inf) -> tuple[Optimum, float]:
+        """Solve it by HiGHS's own search; LATE may come with a point. Also the proven bound, -inf where there is none."""
+        found = self._search(time.perf_counter() + seconds)
+        info = self._highs.getInfo()
+        if found.end is End.LATE and info.primal_solution_status == 2:  # feasible
+            v = np.array(self._highs.getSolution().col_value)
+            v[self._whole] = np.round(v[self._whole])
+            found = Optimum(End.LATE, float(info.objective_function_value), v)
+        bound = float(info.mip_dual_bound) if len(self._whole) else found.value
+        return found, bound if found.v is not None and np.isfinite(bound) else -np.inf
+
     def _run(self, until: float) -> Optimum:
         """Solve the model that HiGHS holds."""
         highs = self._highs
@@ -194,6 +205,8 @@ class Milp:
         import highspy
 
         highs, whole, kinds = self._highs, self._whole, highspy.HighsVarType
+        if not len(whole):
+            return self._run(until)
         highs.changeColsIntegrality(len(whole), whole, np.full(len(whole), int(kinds.kInteger), dtype=np.uint8))
         try:
             found = self._run(until)

@@ -20,15 +20,14 @@ import numpy as np
 import pyscipopt
 from pyscipopt import SCIP_RESULT, quicksum
 
-from bigrad.nested import Nested
-from bigrad.solvers.answers import CLOSE, Follower, Pool, Responder, slack
+from bigrad.solvers.answers import CLOSE, Pool, Responder, outer, slack
+from bigrad.solvers.master import SOLVED, Master, terms
 from bigrad.solvers.milp import INTEGRALITY, End
-from bigrad.solvers.sos import _quiet
 
-import os
-STURDY=int(os.environ.get('STURDY','0')); LIVE=int(os.environ.get('LIVE','0')); MID=float(os.environ.get('MID','0'))
-SOLVED = 10
-"""SCIP's stage number after which its transformed problem is being taken down."""
+SPAN = 1e4
+"""The largest relative constant that may stand before a literal."""
+MIDDLE = 0.9
+"""How far from the follower's optimum to its cost in the relaxed solution a rival may be that keeps more slack."""
 
 
 @dataclass
@@ -47,129 +46,18 @@ class Record:
     error: Exception | None = None
 
 
-class Master:
-    """SCIP's model and its variables; `copy` says whether y is in it, else w."""
-
-    def __init__(self, nested: Nested, follower: Follower, floor: float, copy: bool):
-        self.nested, self.follower, self.copy = nested, follower, copy
-        self.model = model = pyscipopt.Model()
-        model.hideOutput()
-        model.setParams(
-            {
-                "numerics/feastol": 1e-7,
-                "timing/clocktype": 2,
-                "presolving/donotaggr": True,
-                "presolving/donotmultaggr": True,
-                "misc/allowstrongdualreds": False,
-                "misc/allowweakdualreds": False,
-                "misc/usesymmetry": 0,
-                "constraints/nonlinear/tightenlpfeastol": False,
-            }
-        )
-        n, used = nested.leaders, nested.leaders + (nested.followers if copy else 0)
-        kinds = ["I" if whole else "C" for whole in nested.integer]
-        z = [
-            model.addVar(lb=_or_none(nested.lower[j]), ub=_or_none(nested.upper[j]), vtype=kinds[j]) for j in range(used)
-        ]
-        self.x, self.y = z[:n], z[n:]
-        for rows in (nested.leader_rows, nested.follower_rows) if copy else (nested.leader_rows,):
-            matrix = rows.matrix
-            for i in range(len(rows.lower)):
-                part = slice(matrix.indptr[i], matrix.indptr[i + 1])
-                terms = [float(a) * z[j] for j, a in zip(matrix.indices[part], matrix.data[part], strict=True) if a]
-                self._row(terms, rows.lower[i], rows.upper[i])
-        self._products: dict[tuple[int, int], Any] = {}
-        f, g = nested.leader, nested.follower
-        if copy:
-            self.level = quicksum([*_terms(follower.d, self.y), *self._cross(g.cross)])
-            cost = quicksum([*_terms(f.linear, z), *self._cross(f.cross)])
-        else:
-            w = model.addVar(lb=None, name="w")
-            self.level, cost = -1.0 * w, quicksum([*_terms(f.linear[:n], self.x), w])
-            self.w = w
-        self.objective = model.addVar(lb=floor, name="value")
-        model.addCons(cost <= self.objective)
-        model.setObjective(1.0 * self.objective)
-        self.cost = cost
-
-    def _row(self, terms: list[Any], lower: float, upper: float) -> None:
-        model = self.model
-        if not terms:
-            if lower > CLOSE or upper < -CLOSE:
-                never = model.addVar(lb=0.0, ub=0.0)
-                model.addCons(never >= 1.0)
-            return
-        row = quicksum(terms)
-        if lower == upper:
-            model.addCons(row == float(lower))
-            return
-        if np.isfinite(upper):
-            model.addCons(row <= float(upper))
-        if np.isfinite(lower):
-            model.addCons(row >= float(lower))
-
-    def _cross(self, cross: Any) -> list[Any]:
-        """The terms of x' cross y, each product a variable: exact and linear where x is binary and y bounded."""
-        entries = cross.tocoo()
-        return [
-            float(a) * self._product(int(i), int(j))
-            for i, j, a in zip(entries.row, entries.col, entries.data, strict=True)
-            if a
-        ]
-
-    def _product(self, i: int, j: int) -> Any:
-        if (i, j) in self._products:
-            return self._products[i, j]
-        nested, n, model = self.nested, self.nested.leaders, self.model
-        x, y, low, high = self.x[i], self.y[j], nested.lower[n + j], nested.upper[n + j]
-        z = self._products[i, j] = model.addVar(lb=None)
-        binary = nested.integer[i] and nested.lower[i] >= 0 and nested.upper[i] <= 1
-        if binary and np.isfinite(low) and np.isfinite(high):
-            low, high = float(low), float(high)
-            model.addCons(z <= high * x)
-            model.addCons(z >= low * x)
-            model.addCons(z <= y - low * (1 - x))
-            model.addCons(z >= y - high * (1 - x))
-        else:
-            model.addCons(z == x * y)
-        return z
-
-    def rival(self, r: np.ndarray) -> Any:
-        """The row (d + D'x)'y <= (d + D'x)'r."""
-        f = self.follower
-        return self.level - quicksum(_terms(f.D @ r, self.x)) <= float(f.d @ r)
-
-    def offer(self, x: np.ndarray, y: np.ndarray) -> None:
-        """Hand SCIP a bilevel-feasible point."""
-        model, nested = self.model, self.nested
-        solution = model.createSol()
-        value = nested.leader(x, y) - nested.leader.constant
-        for variable, number in zip(self.x, x, strict=True):
-            model.setSolVal(solution, variable, float(number))
-        if self.copy:
-            for variable, number in zip(self.y, y, strict=True):
-                model.setSolVal(solution, variable, float(number))
-            for (i, j), variable in self._products.items():
-                model.setSolVal(solution, variable, float(x[i] * y[j]))
-        else:
-            model.setSolVal(solution, self.w, value - float(nested.leader.linear[: len(x)] @ x))
-        model.setSolVal(solution, self.objective, value)
-        if model.getStage() >= 5:
-            model.trySol(solution, printreason=False)
-        else:
-            model.addSol(solution)
-
-
 class Rational(pyscipopt.Conshdlr):
     """The constraint that y is an optimal answer to x."""
 
-    def __init__(self, master: Master, responder: Responder, pool: Pool, record: Record, end: float, improve: bool = True):
+    def __init__(self, master: Master, responder: Responder, pool: Pool, record: Record, end: float):
         self.master, self.responder, self.pool, self.record, self.end = master, responder, pool, record, end
-        f = master.follower
-        self.f, self.link = f, np.flatnonzero(f.linking)
-        self.whole = np.flatnonzero(f.linking & master.nested.integer[: len(f.linking)])
-        self.gridless = f.step == 0
-        self.improve = improve
+        self.f, nested = master.follower, master.nested
+        self.n = n = nested.leaders
+        linking, self.outer = self.f.linking, outer(nested)
+        self.link, self.whole = np.flatnonzero(linking), np.flatnonzero(linking & nested.integer[:n])
+        self.held = bool((linking | nested.leader.cross.toarray().any(axis=1)).all())
+        binary = nested.integer[:n] & (nested.lower[:n] >= 0) & (nested.upper[:n] <= 1)
+        self.single = ((self.f.G != 0).sum(axis=1) == 1) & binary[abs(self.f.G).argmax(axis=1)]
 
     def conslock(self, constraint: Any, locktype: int, nlockspos: int, nlocksneg: int) -> None:
         """Any variable may matter, either way."""
@@ -226,26 +114,40 @@ class Rational(pyscipopt.Conshdlr):
             raise TimeoutError if record.late else RuntimeError("HiGHS broke down on the follower")
         if found.y is not None:
             self.learn(found.y)
-            if self.improve:
-                self._react(x, found.value, left)
+            self._react(x, found.y, found.value, left)
         record.phi[key] = found.end, found.value
         return record.phi[key]
+
+    def plant(self) -> None:
+        """Before the search: the rivals of the pool from which the leader can take nothing, as rows."""
+        for r in self.pool.answers:
+            if not self._live(r).any():
+                self.master.model.addCons(self.master.rival(r))
+                self.record.cuts += 1
 
     def learn(self, r: np.ndarray) -> None:
         """Keep a rival, as a row for the whole tree if the leader can take nothing from it anywhere."""
         if self.pool.add(r) and not self._live(r).any():
-            self.model.addCons(self.master.rival(r), local=False)
+            self.model.addCons(self.master.rival(r))
+            self.record.cuts += 1
 
     def _live(self, r: np.ndarray) -> np.ndarray:
-        low, high = self.master.nested.lower, self.master.nested.upper
-        return self._threshold(r) <= self._takes(low[: len(self.f.linking)], high[: len(self.f.linking)]) + CLOSE
+        nested = self.master.nested
+        return self._threshold(r) <= self._takes(nested.lower[: self.n], nested.upper[: self.n]) + CLOSE
 
-    def _react(self, x: np.ndarray, phi: float, left: float) -> None:
-        record, nested, n = self.record, self.master.nested, self.master.nested.leaders
-        end, v = self.responder.reaction(x, phi, left)
-        if end is End.UNBOUNDED:
-            record.unbounded = True
-            self.model.interruptSolve()
+    def _react(self, x: np.ndarray, y: np.ndarray, phi: float, left: float) -> None:
+        """The leader's best point at a decision into the record."""
+        record, nested, n = self.record, self.master.nested, self.n
+        if self.master.opposed and self.held:
+            rows = self.outer
+            at = rows.matrix[:, :n] @ x
+            good = (at <= rows.upper + CLOSE * (1 + abs(rows.upper))) & (at >= rows.lower - CLOSE * (1 + abs(rows.lower)))
+            v = np.concatenate([x, y]) if good.all() else None
+        else:
+            end, v = self.responder.reaction(x, phi, left)
+            if end is End.UNBOUNDED:
+                record.unbounded = True
+                self.model.interruptSolve()
         if v is None:
             return
         value = nested.leader(v[:n], v[n:])
@@ -262,38 +164,34 @@ class Rational(pyscipopt.Conshdlr):
         return end is End.OPTIMAL and level <= phi + 10 * slack(phi)
 
     def _enforce(self) -> Any:
-        record, f = self.record, self.f
+        record, f, model = self.record, self.f, self.master.model
         while record.waiting:
             self.master.offer(*record.waiting.pop())
         if time.perf_counter() > self.end:
             record.late = True
-            self.model.interruptSolve()
-            return SCIP_RESULT.FEASIBLE if False else SCIP_RESULT.INFEASIBLE
+            model.interruptSolve()
+            return SCIP_RESULT.INFEASIBLE
         x, _, level = self._point(None)
         if not self._integral(x):
             return SCIP_RESULT.FEASIBLE
         x[self.whole] = np.round(x[self.whole])
         low, high = self._box(x)
         rival = self._rival(x, level, low, high)
-        if STURDY == 2 and rival is not None and len(rival[1]) > LIVE:
-            rival = None
         if rival is None:
             end, phi = self.phi(x)
             if end is End.UNBOUNDED:
-                return self._leave(x, low, high)
+                return self._bend(x, low, high)
             if end is End.INFEASIBLE:
                 return self._leave(x, low, high)
             if level <= phi + 10 * slack(phi):
                 return SCIP_RESULT.FEASIBLE
-            if STURDY:
-                room = self._takes(low, high) - f.G @ x
-                bar = phi + MID * (level - phi)
-                r = self.responder.sturdy(x, bar, room, self.end - time.perf_counter())
-                if r is not None:
-                    self.learn(r)
+            bar = phi + MIDDLE * (level - phi)
+            r = self.responder.sturdy(x, bar, self._takes(low, high) - f.G @ x, self.end - time.perf_counter())
+            if r is not None:
+                self.learn(r)
             rival = self._rival(x, level, low, high)
             if rival is None:
-                raise RuntimeError("the pool is full")
+                raise RuntimeError("the follower's optimum is not among its rivals: the pool is full, or numbers too large")
         return self._split(x, rival, low, high)
 
     def _box(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -341,6 +239,8 @@ class Rational(pyscipopt.Conshdlr):
         if not len(live):
             model.addConsLocal(row)
             return SCIP_RESULT.CONSADDED
+        if self.single[live].all() and self._cover(r):
+            return SCIP_RESULT.CONSADDED
         record.splits += 1
         order = live[np.argsort(limits[live] - f.G[live] @ x)]
         estimate = model.getLocalEstimate()
@@ -357,6 +257,47 @@ class Rational(pyscipopt.Conshdlr):
                 self._bound(child, f.G[i], float(limit), taken)
         return SCIP_RESULT.BRANCHED
 
+    def _cover(self, r: np.ndarray) -> bool:
+        """A row for the whole tree in place of a split, where each row is moved by one binary of the leader's.
+
+        With T the sum of the literals that take r: T >= 1 if no point where r stays is better than the best one known;
+        else, for zero-sum programs, w >= -(d + D'x)'r - span T, where w is at least -(d + D'x)'r - span anyway.
+        """
+        master, nested, f, record = self.master, self.master.nested, self.f, self.record
+        live = np.flatnonzero(self._live(r))
+        if not master.opposed or not self.single[live].all():
+            return False
+        literals = []
+        for i in live:
+            j = int(abs(f.G[i]).argmax())
+            literals.append(master.x[j] if f.G[i, j] > 0 else 1 - master.x[j])
+        slope = nested.leader.linear[: self.n] - f.D @ r
+        low, high = nested.lower[: self.n], nested.upper[: self.n]
+        with np.errstate(invalid="ignore"):
+            least = np.where(slope > 0, slope * low, np.where(slope < 0, slope * high, 0.0)).sum() - f.d @ r
+        best = record.value - nested.leader.constant
+        taken = quicksum(literals)
+        if least >= best - 1e-9 * (1 + abs(best)):
+            self.model.addCons(taken >= 1)
+        else:
+            drop = f.D @ r
+            with np.errstate(invalid="ignore"):
+                most = -f.d @ r - np.where(drop > 0, drop * low, np.where(drop < 0, drop * high, 0.0)).sum()
+            span = most - master.least
+            if not np.isfinite(span) or span > SPAN * (1 + abs(most)):
+                return False
+            self.model.addCons(master.level - quicksum(terms(f.D @ r, master.x)) <= float(f.d @ r) + float(span) * taken)
+        record.cuts += 1
+        return True
+
+    def _bend(self, x: np.ndarray, low: np.ndarray, high: np.ndarray) -> Any:
+        """The follower is unbounded at this decision: none where the ray r gets cheaper, (d + D'x)'r >= 0."""
+        r = self.responder.ray(x)
+        if r is None:
+            return self._leave(x, low, high)
+        self.model.addCons(quicksum(terms(self.f.D @ r, self.master.x)) >= -float(self.f.d @ r))
+        return SCIP_RESULT.CONSADDED
+
     def _bound(self, child: Any, row: np.ndarray, limit: float, above: bool) -> None:
         model, places = self.model, np.flatnonzero(row)
         if len(places) == 1 and self.master.nested.integer[places[0]]:
@@ -366,8 +307,8 @@ class Rational(pyscipopt.Conshdlr):
             else:
                 model.chgVarUbNode(child, variable, min(np.floor(limit / a + CLOSE), variable.getUbLocal()))
             return
-        terms = quicksum(_terms(row, self.master.x))
-        model.addConsNode(child, terms >= limit if above else terms <= limit)
+        total = quicksum(terms(row, self.master.x))
+        model.addConsNode(child, total >= limit if above else total <= limit)
 
     def _leave(self, x: np.ndarray, low: np.ndarray, high: np.ndarray, r: np.ndarray | None = None) -> Any:
         """Branch away from this decision: a child for x alone, with the rival's cut where there is one."""
@@ -388,30 +329,3 @@ class Rational(pyscipopt.Conshdlr):
                 model.chgVarLbNode(child, variable, float(a))
                 model.chgVarUbNode(child, variable, float(b))
         return SCIP_RESULT.BRANCHED
-
-
-def _terms(costs: np.ndarray, variables: list[Any]) -> list[Any]:
-    return [float(costs[j]) * variables[j] for j in np.flatnonzero(costs)]
-
-
-def _or_none(bound: float) -> float | None:
-    return float(bound) if np.isfinite(bound) else None
-
-
-def run(model: Any, end: float, gap: float, seed: int) -> str:
-    """Solve, silently and within the time; SCIP's own word for the end."""
-    model.setParam("limits/time", max(end - time.perf_counter(), 1e-3))
-    model.setParam("limits/gap", gap)
-    model.setParam("randomization/randomseedshift", seed)
-    from pyscipopt import SCIP_PARAMSETTING as S
-    o=os.environ.get('OPT','')
-    if 'h' in o: model.setHeuristics(S.OFF)
-    if 's' in o: model.setSeparating(S.OFF)
-    if 'f' in o: model.setSeparating(S.FAST)
-    if 'b' in o: model.setParam('nodeselection/bfs/stdpriority',1000000)
-    if 'e' in o: model.setParam('separating/maxrounds',0)
-    if 'p' in o: model.setParam('branching/pscost/priority',1000000)
-    if 'm' in o: model.setParam('separating/maxroundsroot',5)
-    with _quiet:
-        model.optimize()
-    return str(model.getStatus())
