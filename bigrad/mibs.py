@@ -94,9 +94,15 @@ def read_mibs(path: str | Path) -> MibsProblem:
     mps, aux_path = Path(f"{stem}.mps"), Path(f"{stem}.aux")
     for file in (mps, aux_path):
         if not file.is_file():
-            raise FileNotFoundError(f"read_mibs({str(path)!r}): there is no file {file}; it needs NAME.mps and NAME.aux.")
+            raise FileNotFoundError(
+                f"read_mibs({str(path)!r}): there is no file {file}; it needs NAME.mps and NAME.aux."
+            )
     aux, program = _read_aux(aux_path), _read_mps(mps)
-    return _interdiction(stem.name, aux, program) if aux.values["IC"] or aux.values["IB"] else _plain(stem.name, aux, program)
+    return (
+        _interdiction(stem.name, aux, program)
+        if aux.values["IC"] or aux.values["IB"]
+        else _plain(stem.name, aux, program)
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +135,9 @@ def _read_mps(path: Path) -> _Mps:
     kinds = highspy.HighsVarType
     odd = [k for k, kind in enumerate(lp.integrality_) if kind not in (kinds.kContinuous, kinds.kInteger)]
     if odd:
-        raise InputError(f"{path}: column {lp.col_names_[odd[0]]} is semi-continuous, which bilevel programs here have no word for.")
+        raise InputError(
+            f"{path}: column {lp.col_names_[odd[0]]} is semi-continuous, which bilevel programs here have no word for."
+        )
     integer = np.array([kind == kinds.kInteger for kind in lp.integrality_] or [False] * n, dtype=bool)
     return _Mps(
         sense * np.array(lp.col_cost_),
@@ -168,7 +176,9 @@ def _read_aux(path: Path) -> _Aux:
         elif not block and words[0] in _KEYS and len(words) >= 2:
             aux.values[words[0]].extend(words[1:])
         else:
-            raise InputError(f"{path}, line {number}: '{line.strip()}' is not a key ({', '.join(sorted(_KEYS))}) and its value.")
+            raise InputError(
+                f"{path}, line {number}: '{line.strip()}' is not a key ({', '.join(sorted(_KEYS))}) and its value."
+            )
     return aux
 
 
@@ -220,7 +230,9 @@ def _interdiction(name: str, aux: _Aux, program: _Mps) -> MibsProblem:
     prices, budget = aux.numbers("IC"), aux.one("IB")
     for key, found in (("LC", len(costs)), ("IC", len(prices))):
         if found != n:
-            raise aux.fail(f"{key}: interdiction needs one for each of the {n} columns of the MPS file, but {found} are given.")
+            raise aux.fail(
+                f"{key}: interdiction needs one for each of the {n} columns of the MPS file, but {found} are given."
+            )
     below = aux.places("LC", program.columns)
     below = below - below.min() if n and (below >= n).any() else below  # places among both levels' columns
     if sorted(below) != list(range(n)):
@@ -230,16 +242,22 @@ def _interdiction(name: str, aux: _Aux, program: _Mps) -> MibsProblem:
     low, high = program.bounds
     wrong = np.flatnonzero(~np.isfinite(high) | (low > 0))
     if len(wrong):
-        raise aux.fail(f"column {program.columns[wrong[0]]} cannot be removed: it needs a finite upper bound and may not exceed 0 below.")
+        raise aux.fail(
+            f"column {program.columns[wrong[0]]} cannot be removed: it needs a finite upper bound and may not exceed 0 below."
+        )
     eye = sp.eye_array(n)
-    follower_matrix = sp.vstack([sp.hstack([sp.csr_array((len(program.row_names), n)), program.matrix]), sp.hstack([sp.diags_array(high), eye])])
+    follower_matrix = sp.vstack(
+        [sp.hstack([sp.csr_array((len(program.row_names), n)), program.matrix]), sp.hstack([sp.diags_array(high), eye])]
+    )
     nested = Nested(
         leaders=n,
         followers=n,
         lower=np.concatenate([np.zeros(n), low]),
         upper=np.concatenate([np.ones(n), high]),
         integer=np.concatenate([np.ones(n, dtype=bool), program.integer]),
-        leader_rows=Rows(sp.csr_array(np.concatenate([paid, np.zeros(n)])[None]), np.array([-np.inf]), np.array([budget])),
+        leader_rows=Rows(
+            sp.csr_array(np.concatenate([paid, np.zeros(n)])[None]), np.array([-np.inf]), np.array([budget])
+        ),
         follower_rows=Rows(
             sp.csr_array(follower_matrix),
             np.concatenate([program.rows[0], np.full(n, -np.inf)]),

@@ -62,7 +62,8 @@ LADDER = [
     {"programs"},
     {"memory", "program"},
     {"sensitivity"},
-    {"quadratic"},
+    {"mibs"},
+    {"nested", "oracle", "quadratic"},
     {"linear", "parallel", "processes", "sparse"},
     {"affine"},
     {"solution"},
@@ -70,6 +71,12 @@ LADDER = [
 # Inside a folder too, a module imports only neighbours further down its list; those on one line do not know each other.
 INSIDE = {
     "solvers": [
+        {"cuts"},
+        {"trunk"},
+        {"tree"},
+        {"dual", "knapsack", "master", "optimality", "second"},
+        {"answers", "cutting"},
+        {"milp"},
         {"certificate"},
         {"mehrotra"},
         {"active_set"},

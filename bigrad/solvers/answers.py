@@ -97,7 +97,9 @@ class Pool:
     """
 
     def __init__(self, limit: int = 10000) -> None:
-        self.limit, self._answers, self._known, self._rows = limit, [], set(), ""  # type: ignore[var-annotated]
+        self.limit, self._rows = limit, ""
+        self._answers: list[np.ndarray] = []
+        self._known: set[bytes] = set()
         self._array = np.zeros((0, 0))
 
     def __len__(self) -> int:
@@ -108,7 +110,9 @@ class Pool:
         parts = (follower.A, follower.G, follower.h, follower.low, follower.high, follower.integer)
         key = hashlib.sha256(b"".join(np.ascontiguousarray(p).tobytes() for p in parts)).hexdigest()
         if self._rows and self._rows != key:
-            raise InputError("Pool: this pool holds answers of another follower, with other rows or bounds; give a new Pool().")
+            raise InputError(
+                "Pool: this pool holds answers of another follower, with other rows or bounds; give a new Pool()."
+            )
         self._rows = key
 
     def add(self, y: np.ndarray) -> bool:
@@ -146,7 +150,7 @@ class Responder:
         free = np.full(len(f.h), -np.inf)
         self._milp = Milp(f.d, sp.csr_array(f.A), free, f.h, f.low, f.high, f.integer, seed)
         self._free = free
-        self._seed, self._sturdy, self._reaction = seed, None, None  # type: ignore[var-annotated]
+        self._seed = seed
         self._blockable = f.G.any(axis=1)
         self._n = n
 
@@ -168,7 +172,9 @@ class Responder:
             return None
         none = np.zeros(len(low), dtype=bool)
         top = np.zeros(len(f.h))
-        found = Milp(f.costs(x), sp.csr_array(f.A), np.full(len(top), -np.inf), top, low, high, none, self._seed).solve()
+        found = Milp(
+            f.costs(x), sp.csr_array(f.A), np.full(len(top), -np.inf), top, low, high, none, self._seed
+        ).solve()
         return found.v if found.v is not None and found.value < -1e-9 else None
 
     def sturdy(self, x: np.ndarray, level: float, weights: np.ndarray, seconds: float = np.inf) -> np.ndarray | None:
@@ -180,22 +186,14 @@ class Responder:
         rows = np.flatnonzero(self._blockable & (weights > CLOSE))
         if not len(rows):
             return None
-        if self._sturdy is None or self._sturdy[0] != tuple(rows):
-            m, p, k = len(f.h), len(f.d), len(rows)
-            pick = sp.csr_array((np.ones(k), (rows, np.arange(k))), shape=(m, k))
-            matrix = sp.vstack([sp.hstack([sp.csr_array(f.A), pick]), sp.csr_array(np.concatenate([f.d, np.zeros(k)])[None])])
-            bounds = np.concatenate([f.low, np.zeros(k)]), np.concatenate([f.high, np.ones(k)])
-            integer = np.concatenate([f.integer, np.zeros(k, dtype=bool)])
-            costs = np.concatenate([np.zeros(p), -np.ones(k)])
-            self._sturdy = (tuple(rows), costs, matrix, bounds, integer)
-        _, costs, matrix, (low, high), integer = self._sturdy
-        matrix = matrix.copy().tolil()
-        p = len(f.d)
-        for k, i in enumerate(rows):
-            matrix[i, p + k] = weights[i]
-        matrix[len(f.h), :p] = f.costs(x)
-        upper = np.concatenate([f.h - f.G @ x, [level]])
-        milp = Milp(costs, sp.csr_array(matrix), np.full(len(upper), -np.inf), upper, low, high, integer, self._seed)
+        m, p, k = len(f.h), len(f.d), len(rows)
+        weight = sp.csr_array((weights[rows], (rows, np.arange(k))), shape=(m, k))
+        level_row = sp.csr_array(np.concatenate([f.costs(x), np.zeros(k)])[None])
+        matrix = sp.csr_array(sp.vstack([sp.hstack([sp.csr_array(f.A), weight]), level_row]))
+        low, high = np.concatenate([f.low, np.zeros(k)]), np.concatenate([f.high, np.ones(k)])
+        integer = np.concatenate([f.integer, np.zeros(k, dtype=bool)])
+        costs, upper = np.concatenate([np.zeros(p), -np.ones(k)]), np.concatenate([f.h - f.G @ x, [level]])
+        milp = Milp(costs, matrix, np.full(len(upper), -np.inf), upper, low, high, integer, self._seed)
         self.solves += 1
         found = milp.solve(seconds)
         return None if found.v is None else found.v[:p]
@@ -203,11 +201,8 @@ class Responder:
     def reaction(self, x: np.ndarray, phi: float, seconds: float = np.inf) -> tuple[End, np.ndarray | None]:
         """The leader's best (x, y) where the linking part of x is as given and y is an optimal answer to it."""
         nested, f, n = self.nested, self.follower, self._n
-        if self._reaction is None:
-            parts = [nested.leader_rows, nested.follower_rows]
-            last = np.concatenate([np.zeros(n), f.d])
-            matrix = sp.vstack([*(p.matrix for p in parts), sp.csr_array(last[None])])
-            self._reaction = matrix.tolil() if f.D.any() else sp.csr_array(matrix)
+        last = sp.csr_array(np.concatenate([np.zeros(n), f.costs(x)])[None])
+        matrix = sp.csr_array(sp.vstack([nested.leader_rows.matrix, nested.follower_rows.matrix, last]))
         lower = np.concatenate([nested.leader_rows.lower, nested.follower_rows.lower, [-np.inf]])
         upper = np.concatenate([nested.leader_rows.upper, nested.follower_rows.upper, [phi + slack(phi)]])
         low, high = nested.lower.copy(), nested.upper.copy()
@@ -215,10 +210,6 @@ class Responder:
         low[:n][held] = high[:n][held] = x[held]
         costs = nested.leader.linear.copy()
         costs[n:] += nested.leader.cross.T @ np.where(held, x, 0.0)
-        matrix = self._reaction
-        if f.D.any():
-            matrix[matrix.shape[0] - 1, n:] = f.costs(x)
-            matrix = sp.csr_array(matrix)
         self.solves += 1
         found = Milp(costs, matrix, lower, upper, low, high, nested.integer, self._seed).solve(seconds)
         return found.end, found.v

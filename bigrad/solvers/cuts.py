@@ -90,8 +90,8 @@ def _search(
     if not follower.D.any() and responder.ray(np.zeros(nested.leaders)) is not None:
         blame = _blame(nested, end)
         return replace(nothing, status=Status.UNBOUNDED_LOWER if blame is Status.INFEASIBLE_UPPER else blame)
-    if relaxed is not End.UNBOUNDED and (program := dual.dualise(nested, follower, seed)) is not None:
-        return _dual(nested, responder, program, gap, end)
+    if relaxed is not End.UNBOUNDED and (mirror := dual.dualise(nested, follower, seed)) is not None:
+        return _dual(nested, responder, mirror, gap, end)
     if not follower.integer.any():
         return _linear(nested, follower, responder, gap, end)
     from bigrad.solvers import trunk
@@ -130,14 +130,26 @@ def _knapsack(nested: Nested, responder: Responder, program: knapsack.Interdicti
 def _dual(nested: Nested, responder: Responder, program: dual.Dual, gap: float, end: float) -> Found:
     found, bound = dual.solve(program, nested, end - time.perf_counter())
     if found.v is None:
-        known = {End.INFEASIBLE: Status.INFEASIBLE_UPPER, End.LATE: Status.TIME_LIMIT, End.UNBOUNDED: Status.UNBOUNDED_UPPER}
+        known = {
+            End.INFEASIBLE: Status.INFEASIBLE_UPPER,
+            End.LATE: Status.TIME_LIMIT,
+            End.UNBOUNDED: Status.UNBOUNDED_UPPER,
+        }
         return Found(known.get(found.end, Status.FAILED), None, None, np.nan, bound, road="dual")
     x = found.v
     whole = nested.integer[: nested.leaders]
     x[whole] = np.round(x[whole])
     answer = responder.answer(x)
     if answer.y is None:
-        return Found(Status.FAILED, None, None, np.nan, bound, cause="the follower has no answer to the decision found", road="dual")
+        return Found(
+            Status.FAILED,
+            None,
+            None,
+            np.nan,
+            bound,
+            cause="the follower has no answer to the decision found",
+            road="dual",
+        )
     value = nested.leader(x, answer.y)
     status = Status.OPEN if found.end is End.LATE else Status.GLOBAL
     return Found(status, x, answer.y, value, min(bound, value), road="dual")
@@ -152,7 +164,15 @@ def _linear(nested: Nested, follower: Follower, responder: Responder, gap: float
             sos.DEEP: Status.UNBOUNDED_UPPER,
             sos.LATE: Status.TIME_LIMIT,
         }
-        return Found(known.get(ended.status, Status.FAILED), None, None, np.nan, ended.bound, nodes=ended.nodes, road="optimality")
+        return Found(
+            known.get(ended.status, Status.FAILED),
+            None,
+            None,
+            np.nan,
+            ended.bound,
+            nodes=ended.nodes,
+            road="optimality",
+        )
     x, y = ended.v[:n].copy(), ended.v[n : n + nested.followers]
     whole = nested.integer[:n]
     x[whole] = np.round(x[whole])
@@ -166,7 +186,15 @@ def _linear(nested: Nested, follower: Follower, responder: Responder, gap: float
     value = nested.leader(x, y)
     known = {sos.OPTIMAL: Status.GLOBAL, sos.LATE: Status.OPEN}
     if ended.status == sos.DEEP:
-        return Found(Status.FAILED, None, None, np.nan, -np.inf, cause="the objective falls below any bound tried", road="optimality")
+        return Found(
+            Status.FAILED,
+            None,
+            None,
+            np.nan,
+            -np.inf,
+            cause="the objective falls below any bound tried",
+            road="optimality",
+        )
     status = known.get(ended.status, Status.FAILED)
     return Found(status, x, y, value, min(ended.bound, value), nodes=ended.nodes, road="optimality")
 
@@ -185,7 +213,8 @@ def _checked(
 ) -> Found:
     """The claim, if two other solves of the follower and all rows bear it out; else FAILED."""
     x, y = found.x, found.y
-    assert x is not None and y is not None
+    assert x is not None
+    assert y is not None
     failed = replace(found, status=Status.FAILED, x=None, y=None, value=np.nan, bound=-np.inf)
     rows = joined([nested.leader_rows, nested.follower_rows])
     z = np.concatenate([x, y])

@@ -50,22 +50,22 @@ def network(rows: np.ndarray) -> bool:
         return False
     near: list[list[tuple[int, int]]] = [[] for _ in kept]
     for column in A.T[(A != 0).sum(axis=0) == 2]:
-        i, k = np.flatnonzero(column)
+        i, k = (int(place) for place in np.flatnonzero(column))
         turn = 1 if column[i] == column[k] else 0
-        near[i].append((int(k), turn))
-        near[k].append((int(i), turn))
+        near[i].append((k, turn))
+        near[k].append((i, turn))
     half = np.full(len(kept), -1)
     for root in range(len(kept)):
         if half[root] >= 0:
             continue
         half[root], stack = 0, [root]
         while stack:
-            i = stack.pop()
-            for k, turn in near[i]:
-                if half[k] < 0:
-                    half[k] = half[i] ^ turn
-                    stack.append(k)
-                elif half[k] != half[i] ^ turn:
+            at = stack.pop()
+            for other, turn in near[at]:
+                if half[other] < 0:
+                    half[other] = half[at] ^ turn
+                    stack.append(other)
+                elif half[other] != half[at] ^ turn:
                     return False
     return True
 
@@ -152,12 +152,23 @@ def _program(
         at = np.arange(k)
         i, j = (np.array(side) for side in zip(*removed, strict=True))
         blocks.append(sp.hstack([sp.csr_array((m, size - p)), sp.csr_array(A)]))
-        off = sp.csr_array((np.concatenate([high[i], np.ones(k)]), (np.tile(at, 2), np.concatenate([j, size - p + i]))), shape=(k, size))
+        off = sp.csr_array(
+            (np.concatenate([high[i], np.ones(k)]), (np.tile(at, 2), np.concatenate([j, size - p + i]))),
+            shape=(k, size),
+        )
         blocks.append(off)
         lower += [np.full(m, -np.inf), np.full(k, -np.inf)]
         upper += [h, high[i]]
     low = np.concatenate([nested.lower[:n], np.zeros(m + 2 * p), f.low[:copy]])
-    top = np.concatenate([nested.upper[:n], np.full(m, np.inf), np.where(finite_low, np.inf, 0.0), np.where(finite_high, np.inf, 0.0), high[:copy]])
+    top = np.concatenate(
+        [
+            nested.upper[:n],
+            np.full(m, np.inf),
+            np.where(finite_low, np.inf, 0.0),
+            np.where(finite_high, np.inf, 0.0),
+            high[:copy],
+        ]
+    )
     integer = np.concatenate([nested.integer[:n], np.zeros(size - n, dtype=bool)])
     matrix = sp.csr_array(sp.vstack([sp.csr_array(b) for b in blocks]))
     return Milp(costs, matrix, np.concatenate(lower), np.concatenate(upper), low, top, integer, seed)
@@ -167,4 +178,6 @@ def solve(dual: Dual, nested: Nested, seconds: float) -> tuple[Optimum, float]:
     """The optimum, and the bound below it that is proven, constants included."""
     found, bound = dual.milp.search(seconds)
     constant = nested.leader.constant
-    return Optimum(found.end, found.value + constant, None if found.v is None else found.v[: dual.leaders]), bound + constant
+    return Optimum(
+        found.end, found.value + constant, None if found.v is None else found.v[: dual.leaders]
+    ), bound + constant

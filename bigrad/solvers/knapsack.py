@@ -75,7 +75,9 @@ def recognise(nested: Nested) -> Interdiction | None:
         above, below = np.flatnonzero(row[:n]), np.flatnonzero(row[n:])
         if not len(above):
             packing.append((row[n:], upper))
-        elif len(above) == len(below) == 1 and row[above[0]] == row[n + below[0]] == upper > 0 and remover[below[0]] < 0:
+        elif (
+            len(above) == len(below) == 1 and row[above[0]] == row[n + below[0]] == upper > 0 and remover[below[0]] < 0
+        ):
             remover[below[0]] = above[0]
         else:
             return None

@@ -47,7 +47,8 @@ class Master:
         n, used = nested.leaders, nested.leaders + (nested.followers if copy else 0)
         kinds = ["I" if whole else "C" for whole in nested.integer]
         z = [
-            model.addVar(lb=_or_none(nested.lower[j]), ub=_or_none(nested.upper[j]), vtype=kinds[j]) for j in range(used)
+            model.addVar(lb=_or_none(nested.lower[j]), ub=_or_none(nested.upper[j]), vtype=kinds[j])
+            for j in range(used)
         ]
         self.x, self.y = z[:n], z[n:]
         for rows in (nested.leader_rows, nested.follower_rows) if copy else (outer(nested),):

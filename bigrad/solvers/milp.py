@@ -4,7 +4,8 @@
 
 The matrix stays; costs, bounds of rows and bounds of variables change from solve to solve, and every linear program
 starts from the last basis. HiGHS's own search costs some ten milliseconds even where there is nothing to search, so that
-a small program is branched here, depth first, and given to HiGHS's search after SMALL nodes. Huangfu and Hall, "Parallelizing the dual revised simplex method", 2018.
+a small program is branched here, depth first, and given to HiGHS's search after SMALL nodes.
+Huangfu and Hall, "Parallelizing the dual revised simplex method", 2018.
 """
 
 from __future__ import annotations
@@ -113,7 +114,10 @@ class Milp:
         if not len(self._whole):
             return self._run(end)
         found = self._branch(end) or self._search(end)
-        if found.end in (End.UNBOUNDED, End.BROKEN):  # a ray of the relaxation is one of the program if that has a point
+        if found.end in (
+            End.UNBOUNDED,
+            End.BROKEN,
+        ):  # a ray of the relaxation is one of the program if that has a point
             costs = np.array(self._highs.getLp().col_cost_)
             self.costs(np.zeros(self.size))
             point = self._branch(end) or self._search(end)

@@ -9,6 +9,8 @@ programming problem", 1981; with ordered sets after Siddiqui and Gabriel, 2013.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 
 from bigrad.nested import Nested
@@ -22,7 +24,7 @@ def conditions(nested: Nested, f: Follower) -> Sos:
     lows, highs = np.flatnonzero(np.isfinite(f.low)), np.flatnonzero(np.isfinite(f.high))
     k, q = len(lows), len(highs)
     parts = np.cumsum([0, n, p, m, m, k, q, k, q])
-    x, y, s, a, b, c, sl, sh = (slice(i, j) for i, j in zip(parts[:-1], parts[1:], strict=True))
+    x, y, s, a, b, c, sl, sh = (slice(i, j) for i, j in pairwise(parts))
     size = int(parts[-1])
 
     def block(rows: int, *entries: tuple[slice, np.ndarray]) -> np.ndarray:

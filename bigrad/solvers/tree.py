@@ -103,7 +103,7 @@ class Rational(pyscipopt.Conshdlr):
 
     def phi(self, x: np.ndarray) -> tuple[End, float]:
         """phi(x), its answer put into the pool and the leader's best point there into the record."""
-        record, f = self.record, self.f
+        record = self.record
         key = np.round(x[self.link], 9).tobytes()
         if key in record.phi:
             return record.phi[key]
@@ -117,6 +117,19 @@ class Rational(pyscipopt.Conshdlr):
             self._react(x, found.y, found.value, left)
         record.phi[key] = found.end, found.value
         return record.phi[key]
+
+    def harvest(self) -> None:
+        """After the search: SCIP's best point into the record, if the leader's best at its decision is not yet there."""
+        model, record, nested = self.master.model, self.record, self.master.nested
+        best = model.getBestSol() if model.getNSols() else None
+        if best is None or float(model.getSolObjVal(best)) + nested.leader.constant >= record.value:
+            return
+        x = np.array([model.getSolVal(best, v) for v in self.master.x])
+        whole = nested.integer[: self.n]
+        x[whole] = np.round(x[whole])
+        answer = self.responder.answer(x)
+        if answer.y is not None:
+            self._react(x, answer.y, answer.value, np.inf)
 
     def plant(self) -> None:
         """Before the search: the rivals of the pool from which the leader can take nothing, as rows."""
@@ -141,7 +154,9 @@ class Rational(pyscipopt.Conshdlr):
         if self.master.opposed and self.held:
             rows = self.outer
             at = rows.matrix[:, :n] @ x
-            good = (at <= rows.upper + CLOSE * (1 + abs(rows.upper))) & (at >= rows.lower - CLOSE * (1 + abs(rows.lower)))
+            good = (at <= rows.upper + CLOSE * (1 + abs(rows.upper))) & (
+                at >= rows.lower - CLOSE * (1 + abs(rows.lower))
+            )
             v = np.concatenate([x, y]) if good.all() else None
         else:
             end, v = self.responder.reaction(x, phi, left)
@@ -191,7 +206,9 @@ class Rational(pyscipopt.Conshdlr):
                 self.learn(r)
             rival = self._rival(x, level, low, high)
             if rival is None:
-                raise RuntimeError("the follower's optimum is not among its rivals: the pool is full, or numbers too large")
+                raise RuntimeError(
+                    "the follower's optimum is not among its rivals: the pool is full, or numbers too large"
+                )
         return self._split(x, rival, low, high)
 
     def _box(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -286,7 +303,9 @@ class Rational(pyscipopt.Conshdlr):
             span = most - master.least
             if not np.isfinite(span) or span > SPAN * (1 + abs(most)):
                 return False
-            self.model.addCons(master.level - quicksum(terms(f.D @ r, master.x)) <= float(f.d @ r) + float(span) * taken)
+            self.model.addCons(
+                master.level - quicksum(terms(f.D @ r, master.x)) <= float(f.d @ r) + float(span) * taken
+            )
         record.cuts += 1
         return True
 

@@ -9,6 +9,7 @@ a start is worth.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import scipy.sparse as sp
@@ -18,7 +19,7 @@ from bigrad.solution import Status
 from bigrad.solvers.answers import Follower, Pool, Responder
 from bigrad.solvers.cutting import Found
 from bigrad.solvers.master import Master
-from bigrad.solvers.milp import End, Milp
+from bigrad.solvers.milp import Milp
 from bigrad.solvers.tree import Rational, Record
 
 
@@ -53,6 +54,7 @@ def grow(
         pool.add(firm)
     handler.plant()
     ending = master.run(end, gap, seed)
+    handler.harvest()
     found = _read(nested, master, record, ending, unbounded)
     if record.error is not None and not isinstance(record.error, TimeoutError | RuntimeError):
         raise record.error
@@ -76,25 +78,27 @@ def _read(nested: Nested, master: Master, record: Record, ending: str, unbounded
     model = master.model
     bound = float(model.getDualbound())
     bound = bound + nested.leader.constant if abs(bound) < model.infinity() and not unbounded else -np.inf
-    counts = {"cuts": record.cuts, "splits": record.splits, "nodes": int(model.getNTotalNodes())}
-    nothing = Found(Status.FAILED, None, None, np.nan, -np.inf, **counts)
+    nothing = Found(
+        Status.FAILED, None, None, np.nan, -np.inf, record.cuts, record.splits, 0, int(model.getNTotalNodes())
+    )
     if record.unbounded:
-        return Found(Status.UNBOUNDED_UPPER, None, None, np.nan, -np.inf, **counts)
+        return replace(nothing, status=Status.UNBOUNDED_UPPER)
     late = record.late or ending == "timelimit" or isinstance(record.error, TimeoutError)
+    done = ending in ("optimal", "gaplimit", "infeasible") and record.error is None
     if record.x is None or record.y is None:
         if late:
-            return Found(Status.TIME_LIMIT, None, None, np.nan, bound, **counts)
-        if ending == "infeasible" and record.error is None:
-            return Found(Status.INFEASIBLE_UPPER, None, None, np.nan, -np.inf, **counts)
-        return Found(Status.FAILED, None, None, np.nan, -np.inf, cause=str(record.error or f"SCIP ended with '{ending}'"), **counts)
-    if ending in ("optimal", "gaplimit", "infeasible") and record.error is None:
-        if unbounded and record.value < master.floor * (1 - 1e-3):
-            return Found(Status.FAILED, None, None, np.nan, -np.inf, cause="the objective falls below any bound tried", **counts)
-        if ending != "gaplimit":
-            bound = record.value
-        elif unbounded:
-            bound = float(model.getDualbound()) + nested.leader.constant
-        return Found(Status.GLOBAL, record.x, record.y, record.value, min(bound, record.value), **counts)
-    if late:
-        return Found(Status.OPEN, record.x, record.y, record.value, min(bound, record.value), **counts)
-    return nothing if record.error is None else Found(Status.FAILED, None, None, np.nan, -np.inf, cause=str(record.error), **counts)
+            return replace(nothing, status=Status.TIME_LIMIT, bound=bound)
+        if ending == "infeasible" and done:
+            return replace(nothing, status=Status.INFEASIBLE_UPPER)
+    elif done or late:
+        point = replace(nothing, x=record.x, y=record.y, value=record.value)
+        if not done:
+            return replace(point, status=Status.OPEN, bound=min(bound, record.value))
+        best = float(model.getPrimalbound()) + nested.leader.constant
+        if record.value > best + 1e-5 * (1 + abs(best)):
+            return replace(nothing, cause=f"SCIP finds {best:.9g}, but no point of that value bears the check")
+        if not unbounded or record.value > master.floor * (1 - 1e-3):
+            bound = float(model.getDualbound()) + nested.leader.constant if ending == "gaplimit" else record.value
+            return replace(point, status=Status.GLOBAL, bound=min(bound, record.value))
+        return replace(nothing, cause="the objective falls below any bound tried")
+    return replace(nothing, cause=str(record.error or f"SCIP ended with '{ending}'"))
