@@ -1,8 +1,8 @@
 """Bundled data and problems, each with its origin and, for problems, its known answer.
 
 `italy_power_demand` is real data to learn from; `textbook` are bilevel programs of the literature with verified global
-optima, `toll_grid` makes programs of any size. Everything comes with the package: nothing is downloaded. Licences:
-``bigrad/data/LICENSES.md``.
+optima, `toll_grid` makes programs of any size, `read_mibs` reads your own files. Everything comes with the package:
+nothing is downloaded. Licences: ``bigrad/data/LICENSES.md``.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bigrad.mibs import MibsProblem, read_mibs
 from bigrad.networks import TollNetwork, toll_grid
 
 if TYPE_CHECKING:
@@ -23,11 +24,13 @@ if TYPE_CHECKING:
 __all__ = [
     "Coefficients",
     "ItalyPowerDemand",
+    "MibsProblem",
     "Quadratic",
     "Rows",
     "TextbookProblem",
     "TollNetwork",
     "italy_power_demand",
+    "read_mibs",
     "textbook",
     "toll_grid",
 ]

@@ -98,7 +98,7 @@ LADDER = [
     {"programs"},
     {"memory", "program"},
     {"combinatorial", "mip", "sensitivity"},
-    {"whole"},
+    {"mibs", "whole"},
     {"nested", "oracle", "quadratic"},
     {"linear", "parallel", "processes", "sparse"},
     {"affine", "exchange"},
@@ -108,8 +108,12 @@ LADDER = [
 INSIDE = {
     "solvers": [
         {"cuts"},
-        {"against"},
-        {"found", "hitting"},
+        {"against", "nested"},
+        {"found", "hitting", "trunk"},
+        {"tree"},
+        {"dual", "knapsack", "master", "optimality", "second"},
+        {"answers", "cutting"},
+        {"milp"},
         {"certificate"},
         {"nonlinear", "saddle"},
         {"mehrotra"},

@@ -16,6 +16,7 @@ from bigrad.solvers.against import against, refused
 from bigrad.solvers.base import AbstractSolver, batch_size
 from bigrad.solvers.found import Found, gathered
 from bigrad.solvers.hitting import Known
+from bigrad.solvers.nested import Pool, refusal, search
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,9 @@ class Cuts(AbstractSolver):
         """See AbstractSolver.accepts."""
         if program.combinatorial is None:
             return "Cuts() needs a program of OR-Tools models; this one is continuous, or CVXPY's. Use Auto()."
-        return None if program.combinatorial.follower is None else refused(program.combinatorial)
+        if program.combinatorial.follower is not None:
+            return refused(program.combinatorial)
+        return f"Cuts(): {reason}" if (reason := refusal(program.combinatorial.base)) else None
 
     def choose(self, program: Program) -> tuple[AbstractSolver, str]:
         """See AbstractSolver.choose."""
@@ -56,10 +59,22 @@ class Cuts(AbstractSolver):
         given = [np.broadcast_to(t, (batch, t.shape[-1])) for t in theta]
         found = [Found(Status.INVALID_INPUT, None)] * batch
         fine = np.flatnonzero(~program.invalid(theta, batch))
-        road = self._one_level if form.follower is None else self._against
+        road = self._one_level if not form.base.followers else self._against if form.follower else self._two_levels
         for i, answer in zip(fine, road(form, [t[fine] for t in given], len(fine)), strict=True):
             found[i] = answer
         return gathered(str(self), form, given, found)
+
+    def _two_levels(self, form: Combinatorial, theta: list[np.ndarray], batch: int) -> list[Found]:
+        """Two models; the pool of the follower's answers is shared by the items, and by later calls."""
+        pool = form.memory.setdefault("pool", Pool()) if self.remember else None
+        limit = None if np.isinf(self.time_limit) else self.time_limit
+        found = []
+        for i in range(batch):
+            ended = search(form.at([t[i] for t in theta]), pool, self.gap, limit)
+            w = None if ended.x is None or ended.y is None else np.concatenate([ended.x, ended.y])
+            cuts = ended.cuts + ended.splits
+            found.append(Found(ended.status, w, ended.bound, cuts, ended.answers, ended.seconds, cause=ended.cause))
+        return found
 
     def _against(self, form: Combinatorial, theta: list[np.ndarray], batch: int) -> list[Found]:
         """A leader against an oracle. Costs that the oracle refuses fail their own item only."""

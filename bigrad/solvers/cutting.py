@@ -1,0 +1,32 @@
+"""What a search for the optimum of a nested program with integers returns, whichever road it took."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from bigrad.solution import Status
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """Where a search ended.
+
+    x, y: None where the status is not ok. value: the leader's objective, bound: proven to be at most the optimum,
+    -inf where nothing is proven. cuts, splits: rows added and nodes split for rival answers; answers: solves of the
+    follower; nodes of the tree. cause: in words, where the status is FAILED. road: which of the modules solved it.
+    """
+
+    status: Status
+    x: np.ndarray | None
+    y: np.ndarray | None
+    value: float
+    bound: float
+    cuts: int = 0
+    splits: int = 0
+    answers: int = 0
+    nodes: int = 0
+    seconds: float = 0.0
+    cause: str = ""
+    road: str = "tree"
