@@ -140,7 +140,7 @@ class Relaxation(AbstractSolver):
         if not search.found and isinstance(system, QuadraticSystem) and system.layout.pairs:
             search.rescue(system, end)
         verdict = conclude(search.stages, search, top, bound, begun, convex)
-        if verdict.status is Status.STATIONARY and search.shake(self.seed):
+        if verdict.status in (Status.STATIONARY, Status.INEXACT) and search.shake(self.seed):
             verdict = conclude(search.stages, search, top, bound, begun, convex)
         return verdict
 
