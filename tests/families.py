@@ -73,7 +73,7 @@ FAMILIES = [
 
 
 def semidefinite_program(kind: str, order: int, seed: int, leaders: int = 2) -> Case:
-    """A follower whose target matrix the leader moves; parameters at both levels."""
+    """A follower whose target matrix the leader moves, and who has an interior point for every x; parameters at both levels."""
     rng = np.random.default_rng([order, seed])
     x, Y = cp.Variable(leaders, name="x", bounds=[-2, 2]), cp.Variable((order, order), name="Y")
     t, g = cp.Parameter((order, order), name="t"), cp.Parameter(leaders, name="g")
@@ -84,7 +84,7 @@ def semidefinite_program(kind: str, order: int, seed: int, leaders: int = 2) -> 
 
     target = sum(x[k] * symmetric() for k in range(leaders)) + (t + t.T) / 2
     y = cp.Variable(3, name="y")
-    pencil = np.eye(order) + target / 2 + sum(y[k] * symmetric() for k in range(3))
+    pencil = 3 * order**0.5 * np.eye(order) + target / 2 + sum(y[k] * symmetric() for k in range(3))
     lower, rows, answers = {
         "projection": (cp.sum_squares(Y - target), [Y >> 0], Y),
         "largest eigenvalue": (cp.sum_squares(Y - target) / 2 + 0.5 * cp.lambda_max(Y), [], Y),

@@ -345,6 +345,40 @@ def test_a_point_where_cone_and_multiplier_vanish_is_not_claimed_regular() -> No
     check_point(problem, solution)
 
 
+@pytest.mark.parametrize("zeros", [1, 2])
+def test_a_leader_on_a_kink_of_the_spectrum(zeros: int) -> None:
+    """The follower's matrix loses an eigenvalue where x == t. Two at once have no chart: the point is right, not proven."""
+    x, Y, t = cp.Variable(2, name="x"), cp.Variable((3, 3), name="Y"), cp.Parameter(2, name="t")
+    target = cp.diag(cp.hstack([x - t, 1.0]))
+    pull = sum(cp.square(x[k] - 2) - 3 * x[k] + 8 * Y[k, k] for k in range(zeros))
+    rest = cp.square(x[1] - 1) if zeros == 1 else 0
+    problem = case(pull + rest, cp.sum_squares(Y - target), Y, [], [Y == Y.T, Y >> 0])
+    value = np.array([1.0, 1.2])
+    solution = problem.program.solve({t: value}, solver=bg.Relaxation(starts=2), verify=True)
+    assert solution[x] == pytest.approx([1.0, 1.0 if zeros == 1 else 1.2], abs=1e-7)
+    assert solution.stats.biactive >= 1
+    assert abs(solution.stats.follower_gap) <= 1e-7
+    assert solution.status is (Status.LOCAL if zeros == 1 else Status.STATIONARY)
+    if zeros == 1:
+        moved = torch.tensor(value, requires_grad=True)
+        bg.Layer(problem.program, [t], [x], solver=bg.Relaxation(starts=2))(moved)[0][0].backward()
+        assert moved.grad.numpy() == pytest.approx([1.0, 0.0], abs=1e-7)
+
+
+def test_a_leader_who_takes_the_followers_interior_is_not_called_optimal() -> None:
+    """y[0]^2 <= x with x falling to 0, where the multiplier has grown without limit: the point is near, its conditions are not."""
+    x, y = cp.Variable(name="x", bounds=[-1, 1]), cp.Variable(2, name="y")
+    matrix = cp.bmat([[1, y[0], 0], [y[0], x, 0], [0, 0, 1 + y[1]]])
+    lower = cp.square(y[0] - 2) + cp.square(y[1] - x)
+    problem = case(y[0] + x + cp.square(y[1]), lower, y, [], [matrix >> 0])
+    solution = problem.program.solve(solver=bg.Relaxation(starts=2), verify=True)
+    assert not solution.stats.strongly_stationary
+    assert solution.status not in (Status.GLOBAL, Status.LOCAL)
+    if solution.status.ok:
+        assert solution.value == pytest.approx(0.0, abs=1e-4)
+        assert abs(solution.stats.follower_gap) <= 1e-7
+
+
 # Honest answers
 
 X, Y, A = cp.Variable(name="x", bounds=[-1, 1]), cp.Variable(2, name="y"), cp.Parameter(name="a")

@@ -39,7 +39,10 @@ def row(label: str, problems: list[tuple[int, Case]]) -> None:
         solved, kinks = solved + 1, kinks + len(report.kinks)
         error, gap = max(error, report.worst), max(gap, abs(report.solution.stats.follower_gap or 0))
     times = f"{1e3 * np.median(seconds):6.0f} ms (to {1e3 * max(seconds):.0f})"
-    print(f"{label:28} {solved:3} of {len(problems)}  gradient {error:.0e}  gap {gap:.0e}  kinks {kinks}  {times}", *failed)
+    print(
+        f"{label:28} {solved:3} of {len(problems)}  gradient {error:.0e}  gap {gap:.0e}  kinks {kinks}  {times}",
+        *failed,
+    )
 
 
 def main() -> None:
