@@ -75,7 +75,7 @@ INSIDE = {
         {"active_set"},
         {"formula", "interior", "pieces", "relaxation", "saddle", "sparse", "spread"},
         {"integers", "settle"},
-        {"branch", "verdict"},
+        {"branch", "tangent", "verdict"},
         {"reformulation", "search", "sequence", "stages"},
         {"model", "piece", "sos", "starts", "uno"},
         {"equilibrium"},
