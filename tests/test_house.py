@@ -120,7 +120,7 @@ INSIDE = {
         {"active_set"},
         {"formula", "interior", "pieces", "relaxation", "sparse", "spread"},
         {"integers", "proof", "settle"},
-        {"branch", "verdict"},
+        {"branch", "tangent", "verdict"},
         {"reformulation", "search", "sequence", "spatial", "stages"},
         {"model", "piece", "recall", "sos", "starts", "uno"},
         {"equilibrium"},

@@ -1,12 +1,11 @@
-"""The cone constraints of a follower as rows of a smooth program: memberships, complementarity, and charts.
+"""The cone constraints of a follower as rows of a smooth program: memberships, complementarity, and forms.
 
-Block k has a point s of its cone, a multiplier lam of the dual cone, and mu with the pair (mu, phi). In the chart of
-the block, p is one of s and lam, q the other, and the rows are
+Block k has a point s of its cone, a multiplier lam of the dual cone, and mu with the pair (mu, phi). Its rows are
 
-    q - mu grad phi(p) == 0    (coupling),     -phi(p)    (minus the slack of the pair),     -b(p) <= 0    (domain).
+    coupling(s, lam, mu) == 0,     -phi(s, lam, mu)    (minus the slack of the pair),     -b(s, lam) <= 0    (domain)
 
-Which chart that is stands in v itself, as a number that a row of its own keeps where it is (pinned): a solution so
-says by itself which equations it solves. Twice the place of the chart in Cone.charts, plus one where p is lam.
+of one of the forms of its cone. Which one that is stands in v itself, as a number that a row of its own keeps where it
+is (pinned): a solution so says by itself which equations it solves.
 """
 
 from __future__ import annotations
@@ -17,25 +16,20 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bigrad.programs.cones import Chart, Cone
-
-EDGE = 1e-6
-"""A p this much smaller than its q is the apex of the cone, where another chart must take over."""
-FITS = 1e-4
-"""A q further than this from mu grad phi(p), relatively, belongs into a chart of the other kind."""
+from bigrad.programs.cones import Cone, Form
 
 
 class _Group(NamedTuple):
-    """Blocks of one size in one chart: which, their coordinates (k, size), phi, its linear map, the places of p, q, mu."""
+    """Blocks of one size in one form: which, their coordinates (k, size), the places of (s, lam) and of mu, and entries
+    (i, j) of their Hessians by (s, lam, mu) that may be nonzero, each once.
+    """
 
     members: np.ndarray
     at: np.ndarray
-    chart: Chart
-    into: np.ndarray
-    dual: bool
-    p: np.ndarray
-    q: np.ndarray
+    form: Form
+    u: np.ndarray
     mu: np.ndarray
+    half: tuple[np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,11 +71,10 @@ class Blocks:
         return self._cache[key]
 
     def _group(self, members: np.ndarray, number: int) -> _Group:
-        cone, dual = self.cones[members[0]], number % 2 == 1
+        cone = self.cones[members[0]]
         at = self.starts[members][:, None] + np.arange(cone.size)
-        into = cone.lift if dual else np.eye(cone.size)
-        p, q = (self.lam[at], self.s[at]) if dual else (self.s[at], self.lam[at])
-        return _Group(members, at, cone.charts[number // 2], into, dual, p, q, self.mu[members])
+        u = np.concatenate([self.s[at], self.lam[at]], 1)
+        return _Group(members, at, cone.forms[number], u, self.mu[members], _half(cone))
 
     @cached_property
     def rows_at(self) -> np.ndarray:
@@ -94,62 +87,50 @@ class Blocks:
             return self._values(v)
 
     def _values(self, v: np.ndarray) -> np.ndarray:
-        coupling, phi, b = np.zeros(len(self.s)), np.zeros(len(self.cones)), np.zeros(len(self.cones))
+        coupling, slack, domain = np.zeros(len(self.s)), np.zeros(len(self.cones)), np.zeros(len(self.cones))
         for g in self._groups(v):
-            p = v[g.p] @ g.into.T
-            phi[g.members], gradient = g.chart.first(p)
-            coupling[g.at] = v[g.q] - v[g.mu][:, None] * (gradient @ g.into)
-            b[g.members] = p @ g.chart.floor
+            values = g.form.values(v[g.u], v[g.mu])
+            coupling[g.at], slack[g.members], domain[g.members] = values[:, :-2], values[:, -2], values[:, -1]
         number = v[self.chart]
-        return np.concatenate([coupling, number - np.rint(number), -phi, -b])
+        return np.concatenate([coupling, number - np.rint(number), slack, domain])
 
     @cached_property
     def jacobian_at(self) -> tuple[np.ndarray, np.ndarray]:
-        """Where the Jacobian has entries: block by block, coupling by (s, lam, mu), slack and domain by (s, lam), pinned."""
+        """Where the Jacobian has entries: block by block, coupling and slack by (s, lam, mu), domain by (s, lam), pinned."""
         rows, columns = [np.zeros(0, int)], [np.zeros(0, int)]
         for k, (a, e) in enumerate(zip(self.starts[:-1], self.starts[1:], strict=True)):
-            both = np.r_[self.s[a:e], self.lam[a:e]]
-            with_mu = np.r_[both, self.mu[k]]
-            rows += [np.repeat(self.coupling[a:e], len(with_mu)), np.full(len(both), self.slack[k])]
-            columns += [np.tile(with_mu, e - a), both]
-            rows += [np.full(len(both), self.domain[k]), self.pinned[[k]]]
-            columns += [both, self.chart[[k]]]
+            u = np.r_[self.s[a:e], self.lam[a:e], self.mu[k]]
+            each = np.r_[self.coupling[a:e], self.slack[k]]
+            rows += [np.repeat(each, len(u)), np.full(len(u) - 1, self.domain[k]), self.pinned[[k]]]
+            columns += [np.tile(u, len(each)), u[:-1], self.chart[[k]]]
         return np.concatenate(rows), np.concatenate(columns)
 
     @cached_property
     def _segments(self) -> tuple[np.ndarray, np.ndarray]:
         """Where the entries of each block begin, in the Jacobian and in the Hessian."""
         d = np.array([c.size for c in self.cones], dtype=int)
-        return np.cumsum(np.r_[0, d * (2 * d + 1) + 4 * d + 1]), np.cumsum(np.r_[0, d * (d + 1) + 2 * d])
+        halves = [len(_half(c)[0]) for c in self.cones]
+        return np.cumsum(np.r_[0, (d + 1) * (2 * d + 1) + 2 * d + 1]), np.cumsum(np.r_[0, halves].astype(int))
 
     def jacobian(self, v: np.ndarray) -> np.ndarray:
         """Entries of the Jacobian, at `jacobian_at`."""
         starts = self._segments[0]
         entries = np.zeros(starts[-1])
         for g in self._groups(v):
-            k, d = g.at.shape
-            own, other = (slice(d, 2 * d), slice(0, d)) if g.dual else (slice(0, d), slice(d, 2 * d))
-            p = v[g.p] @ g.into.T
-            _, gradient = g.chart.first(p)
-            hessian, _ = g.chart.second(p, np.zeros_like(p))
-            coupling, slack, domain = np.zeros((k, d, 2 * d + 1)), np.zeros((k, 2 * d)), np.zeros((k, 2 * d))
-            coupling[:, :, own] = -v[g.mu][:, None, None] * (g.into.T @ hessian @ g.into)
-            coupling[:, :, other] = np.eye(d)
-            coupling[:, :, -1] = slack[:, own] = -(gradient @ g.into)
-            domain[:, own] = -(g.chart.floor @ g.into)
-            whole = np.concatenate([coupling.reshape(k, -1), slack, domain, np.ones((k, 1))], 1)
+            slopes = g.form.slopes(v[g.u], v[g.mu])
+            k = len(slopes)
+            whole = np.concatenate([slopes[:, :-1].reshape(k, -1), slopes[:, -1, :-1], np.ones((k, 1))], 1)
             entries[starts[g.members][:, None] + np.arange(whole.shape[1])] = whole
         return entries
 
     @cached_property
     def hessian_at(self) -> tuple[np.ndarray, np.ndarray]:
-        """Where the lower triangle of the Hessian has entries: block by block (s, s), (lam, lam), (mu, s), (mu, lam)."""
+        """Where the lower triangle of the Hessian has entries, block by block."""
         rows, columns = [np.zeros(0, int)], [np.zeros(0, int)]
         for k, (a, e) in enumerate(zip(self.starts[:-1], self.starts[1:], strict=True)):
-            i, j = np.tril_indices(e - a)
-            mu = np.full(e - a, self.mu[k])
-            rows += [self.s[a:e][i], self.lam[a:e][i], mu, mu]
-            columns += [self.s[a:e][j], self.lam[a:e][j], self.s[a:e], self.lam[a:e]]
+            u, (i, j) = np.r_[self.s[a:e], self.lam[a:e], self.mu[k]], _half(self.cones[k])
+            rows.append(u[i])
+            columns.append(u[j])
         left, right = np.concatenate(rows), np.concatenate(columns)
         return np.maximum(left, right), np.minimum(left, right)
 
@@ -158,60 +139,43 @@ class Blocks:
         starts = self._segments[1]
         entries = np.zeros(starts[-1])
         for g in self._groups(v):
-            d, weight = g.at.shape[1], m[self.coupling[g.at]]
-            hessian, third = g.chart.second(v[g.p] @ g.into.T, weight @ g.into.T)
-            mu, kappa = v[g.mu][:, None, None], m[self.slack[g.members]][:, None, None]
-            curved = -(g.into.T @ (mu * third + kappa * hessian) @ g.into)
-            i, j = np.tril_indices(d)
-            half, skew = curved[:, i, j], -((g.into.T @ hessian @ g.into) @ weight[:, :, None])[..., 0]
-            none, still = np.zeros_like(half), np.zeros_like(skew)
-            whole = [none, half, still, skew] if g.dual else [half, none, skew, still]
-            entries[starts[g.members][:, None] + np.arange(d * (d + 1) + 2 * d)] = np.concatenate(whole, 1)
+            weights = np.c_[m[self.coupling[g.at]], m[self.slack[g.members]], m[self.domain[g.members]]]
+            whole = g.form.curved(v[g.u], v[g.mu], weights)[:, *g.half]
+            entries[starts[g.members][:, None] + np.arange(whole.shape[1])] = whole
         return entries
 
     def seat(self, v: np.ndarray, s: np.ndarray, lam: np.ndarray, only: np.ndarray | None = None) -> np.ndarray:
-        """v with s and lam put in, and each block (or only these) in the chart that fits them."""
+        """v with s and lam put in, and each block (or only these) in the form that fits them."""
         v = v.copy()
         v[self.s], v[self.lam] = s, lam
         for k, cone in enumerate(self.cones):
-            if only is not None and not only[k]:
-                continue
-            at = slice(self.starts[k], self.starts[k + 1])
-            near, far = (abs(u[at]).max() for u in (s, lam))
-            dual = near <= EDGE * far or (
-                far > EDGE * near and (self.lean[k] < 0 or (self.lean[k] == 0 and near < far))
-            )
-            places = [_seated(cone, side, s[at], lam[at]) for side in (dual, not dual)]
-            number, mu, _ = next((place for place in places if place[2] <= FITS), places[0])
-            v[self.chart[k]], v[self.mu[k]] = number, mu
+            if only is None or only[k]:
+                at = slice(self.starts[k], self.starts[k + 1])
+                v[self.chart[k]], v[self.mu[k]] = cone.seat(s[at], lam[at], self.lean[k])
         return v
 
     def edges(self, v: np.ndarray) -> np.ndarray:
-        """Blocks whose p is at the apex, where their chart ends, bool."""
+        """Blocks that are where their form ends, bool."""
         out = np.zeros(len(self.cones), bool)
         for g in self._groups(v):
-            near, far = abs(v[g.p]).max(1), abs(v[g.q]).max(1)
-            out[g.members] = near <= EDGE * np.maximum(far, EDGE)
+            out[g.members] = g.form.edge(v[g.u])
         return out
 
     def inner(self) -> tuple[np.ndarray, np.ndarray]:
-        """A point inside every cone, and one inside every dual cone."""
-        points = [c.inner for c in self.cones]
-        duals = [np.linalg.solve(c.lift, c.inner) for c in self.cones]
-        return np.concatenate([*points, np.zeros(0)]), np.concatenate([*duals, np.zeros(0)])
+        """A point inside every cone, and a multiplier of every one."""
+        none = np.zeros(0)
+        return np.concatenate([*(c.inner for c in self.cones), none]), np.concatenate(
+            [*(c.outer for c in self.cones), none]
+        )
 
 
-def _seated(cone: Cone, dual: bool, s: np.ndarray, lam: np.ndarray) -> tuple[int, float, float]:
-    """The number of a chart of s or lam, the mu there, and how far q is from mu grad phi(p), relatively."""
-    p, q = (lam, s) if dual else (s, lam)
-    into = cone.lift if dual else np.eye(cone.size)
-    place = cone.fit(into @ p)
-    gradient = cone.charts[place].first((into @ p)[None])[1][0] @ into
-    with np.errstate(invalid="ignore", divide="ignore"):
-        mu = max(gradient @ q / (gradient @ gradient), 0.0)
-        miss = abs(q - mu * gradient).max() / (abs(p).max() + abs(q).max())
-    number = 2 * place + dual
-    return (number, float(mu), float(miss)) if np.isfinite(miss) else (number, 0.0, np.inf)
+def _half(cone: Cone) -> tuple[np.ndarray, np.ndarray]:
+    """Entries of the Hessian by (s, lam, mu) of a block, one of each two: (s, s), (lam, lam), (mu, s), (mu, lam), (lam, s)."""
+    i, j = np.tril_indices(2 * cone.size + 1)
+    keep = (i != 2 * cone.size) | (j != i)
+    if not cone.mixed:
+        keep &= (i < cone.size) | (j >= cone.size) | (i == 2 * cone.size)
+    return i[keep], j[keep]
 
 
 NO_BLOCKS = Blocks((), *[np.zeros(0, int)] * 9)

@@ -26,6 +26,7 @@ from bigrad.solvers.branch import branch
 from bigrad.solvers.scaling import Scaling
 from bigrad.solvers.search import Search
 from bigrad.solvers.stages import QuadraticSystem, Stages, State, System, answer
+from bigrad.solvers.tangent import POINTS, tangent_point
 from bigrad.solvers.verdict import Verdict, conclude, gather, nonconvex
 
 LARGEST = 10_000
@@ -124,8 +125,8 @@ class Relaxation(AbstractSolver):
             if top.status == uno.INFEASIBLE:
                 begun = self.starts if convex and not search.stages.cones else begun
             else:
-                search.down_from(top if top.status == uno.SUCCESS else search.origin)
-            base = top if top.status == uno.SUCCESS else search.origin
+                search.down_from(top if top.status in POINTS else search.origin)
+            base = top if top.status in POINTS else search.origin
             rng, size = np.random.default_rng(self.seed), system.layout.x + system.layout.y
             reach = 1 + abs(base.X[:size]).max(initial=0.0)
             while begun < self.starts and not search.late:
@@ -134,12 +135,12 @@ class Relaxation(AbstractSolver):
                 pull = rng.standard_normal(size)
                 point = search.high_point(base, pull, 1 / (reach * REACH[begun % len(REACH)]))
                 begun += 1
-                if point.status == uno.SUCCESS:
+                if point.status in POINTS:
                     search.down_from(point)
         if not search.found and isinstance(system, QuadraticSystem) and system.layout.pairs:
             search.rescue(system, end)
         verdict = conclude(search.stages, search, top, bound, begun, convex)
-        if verdict.status is Status.STATIONARY and search.shake(self.seed):
+        if verdict.status in (Status.STATIONARY, Status.INEXACT) and search.shake(self.seed):
             verdict = conclude(search.stages, search, top, bound, begun, convex)
         return verdict
 
@@ -179,13 +180,21 @@ class _Search:
         answered = answer(self.stages.system, v)
         if answered is not None:
             answered[: len(point.z)] = point.z
-            self.descend(self.stages.start(answered), point.tight)
+            state = self.stages.start(answered)
+            self.descend(state, point.tight)
+            here = self.stages.system.objective(answered)
+            if self.best is None or _below(here, self.best.F):  # where multipliers are not unique, sides go with them
+                self.descend(state, answered[self.stages.lam] > TOUCH)
 
     def high_point(self, state: State, pull: np.ndarray | None = None, curvature: float = 0.0) -> State:
-        """An optimum of the high-point relaxation."""
-        found = self.stages.high_point(state, pull, curvature)
+        """An optimum of the high-point relaxation; where the follower's cones have corners, a point near it."""
+        stages = self.stages
+        if stages.cornered and pull is not None:
+            return tangent_point(stages, state, pull, curvature)
+        found = stages.high_point(state, pull, curvature)
         self.iterations += found.iterations
-        return found
+        failed = found.status not in (uno.SUCCESS, uno.UNBOUNDED)
+        return tangent_point(stages, state) if stages.cornered and failed else found
 
     def rescue(self, system: QuadraticSystem, end: float) -> None:
         """Look for any bilevel-feasible point by branching, and search from it; or prove that there is none."""

@@ -172,6 +172,7 @@ class Stages:
             np.arange(b.start - self.n, b.stop - self.n) for b in (sigma, kappa, gamma)
         )
         self.cones = len(system.blocks.cones) > 0
+        self.cornered = any(c.mixed for c in system.blocks.cones) and not system.priced
         products = self.count + np.arange(self.pairs)
         self.low, self.high = np.r_[system.low, np.zeros(self.pairs)], np.r_[system.high, np.full(self.pairs, np.inf)]
         self.low[system.bound_columns] += INSIDE

@@ -21,6 +21,8 @@ TINY = 1e-10
 """A violation below this is rounding."""
 ROUNDING = 1e-13
 """Values of variables below this are zero where followers have cones."""
+RUNAWAY = 1e4
+"""A multiplier of a cone this much larger than the follower's gradient is a sign that there is none."""
 FEASIBLE = 1e-5
 """A violation above this is no answer at all."""
 
@@ -96,7 +98,7 @@ def conclude(stages: Stages, search: Found, top: State, bound: float, starts: in
     else:
         settled = polish(system, w, search.tight)
     w, residual, violation = settled.w[0], float(settled.residual[0]), float(settled.violation[0])
-    apexes = system.blocks.edges(w[: stages.n])
+    apexes = system.blocks.edges(w[: stages.n]) | _runaway(system, w[: stages.n])
     strong, value = bool(settled.strongly_stationary[0]) and not apexes.any(), system.objective(w[: stages.n])
     if stages.cones:  # a logarithm or a root at its edge is not defined a rounding error further on
         z = w[: system.layout.x + system.layout.y]
@@ -166,6 +168,16 @@ def measure(system: System, w: np.ndarray, free: np.ndarray) -> tuple[float, flo
         return np.inf, np.inf
     scale = 1 + abs(system.gradient(v)).max(initial=0.0)
     return float(dual.max(initial=0.0) / scale), float(below.max(initial=0.0) / (1 + abs(v).max(initial=0.0)))
+
+
+def _runaway(system: System, v: np.ndarray) -> np.ndarray:
+    """Cones, bool, whose multiplier outgrows the follower's gradient: at the limit he has no interior point, and no multiplier."""
+    blocks = system.blocks
+    if not blocks.cones:
+        return np.zeros(0, bool)
+    below = system.follower(v)
+    size = 1 + abs(below.P @ v[below.at] + below.q).max(initial=0.0)
+    return np.maximum.reduceat(abs(v[blocks.lam]), blocks.starts[:-1]) > RUNAWAY * size
 
 
 def _reason(stages: Stages, top: State, convex: bool) -> Status:
