@@ -103,7 +103,7 @@ class Combinatorial:
         n = self.base.leaders
         own = self.base.leader if leader else self.base.follower
         part = own.linear[:n] if leader else own.linear[n:]
-        costs = part + ((own.cross @ other.T).T if leader else other @ own.cross)
+        costs = np.array(part + ((own.cross @ other.T).T if leader else other @ own.cross))
         for place, given in zip(self.places, theta, strict=True):
             mine, held, weight = self._sides(place, leader, other)
             np.add.at(costs.T, mine, (self.factor(place, leader) * weight * given[:, held]).T)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy.sparse as sp
 
 from bigrad.nested import Rows
 from bigrad.solution import Status
@@ -31,9 +32,14 @@ class Whole:
     reach: np.ndarray
 
     def solve(
-        self, costs: np.ndarray, bounds: tuple[np.ndarray, np.ndarray] | None = None, time_limit: float = np.inf
+        self,
+        costs: np.ndarray,
+        bounds: tuple[np.ndarray, np.ndarray] | None = None,
+        time_limit: float = np.inf,
+        held: dict[int, float] | None = None,
     ) -> tuple[np.ndarray, Status]:
-        """Minimise costs (variables,); bounds: lower and upper ends of the rows."""
+        """Minimise costs (variables,); bounds: lower and upper ends of the first constraints. held: variables and their
+        values."""
         from ortools.sat.python import cp_model
 
         proto = self.model.proto
@@ -41,6 +47,10 @@ class Whole:
             for constraint, low, high in zip(proto.constraints, *bounds, strict=False):
                 constraint.linear.domain.clear()
                 constraint.linear.domain.extend(_domain(low, high))
+        for place, value in (held or {}).items():
+            domain = proto.variables[place].domain
+            domain.clear()
+            domain.extend([round(value)] * 2)
         scaled = np.rint(costs * scale(costs, self.reach)).astype(int)
         used = np.flatnonzero(scaled)
         proto.objective.vars.clear()
@@ -62,13 +72,17 @@ class Whole:
 
 
 def scale(costs: np.ndarray, reach: np.ndarray) -> float:
-    """The power of two by which real costs become whole ones."""
+    """The power of two by which real costs become whole ones: 1 if they are whole already."""
+    if (costs == np.rint(costs)).all():
+        return 1.0
     largest = float(abs(costs) @ reach)
     return 2.0 ** np.floor(np.log2(ROOM / largest)) if largest > 0 else 1.0
 
 
 def rounding(costs: np.ndarray, reach: np.ndarray) -> float:
     """By how much the rounding of costs may mislead an optimum, in their own units."""
+    if (costs == np.rint(costs)).all():
+        return 0.0
     return float(reach.sum()) / (2 * scale(costs, reach))
 
 
@@ -90,14 +104,23 @@ def build(lower: np.ndarray, upper: np.ndarray, rows: Rows) -> Whole | None:
         return None
     model = cp_model.CpModel()
     ends = zip(np.ceil(lower).astype(int).tolist(), np.floor(upper).astype(int).tolist(), strict=True)
-    variables = [model.new_int_var(low, high, "") for low, high in ends]
-    matrix = rows.matrix.tocsr()
+    for low, high in ends:
+        model.new_int_var(low, high, "")
+    append(model, rows)
+    return Whole(model, np.maximum(abs(lower), abs(upper)))
+
+
+def append(model: Any, rows: Rows) -> None:
+    """Adds rows on the first variables of a CP-SAT model; their coefficients are whole numbers."""
+    from ortools.sat.python import cp_model
+
+    matrix = sp.csr_array(rows.matrix)
+    variables = [model.get_int_var_from_proto_index(k) for k in range(matrix.shape[1])]
     for k in range(matrix.shape[0]):
         part = slice(matrix.indptr[k], matrix.indptr[k + 1])
         own = [variables[j] for j in matrix.indices[part].tolist()]
         form = cp_model.LinearExpr.weighted_sum(own, np.rint(matrix.data[part]).astype(int).tolist())
         model.add_linear_constraint(form, *_domain(rows.lower[k], rows.upper[k]))
-    return Whole(model, np.maximum(abs(lower), abs(upper)))
 
 
 def _domain(lower: float, upper: float) -> tuple[int, int]:

@@ -97,6 +97,7 @@ LADDER = [
     {"oracles"},
     {"programs"},
     {"memory", "program"},
+    {"player"},
     {"combinatorial", "mip", "sensitivity"},
     {"mibs", "whole"},
     {"nested", "oracle", "quadratic"},
@@ -109,6 +110,7 @@ INSIDE = {
     "solvers": [
         {"cuts"},
         {"against", "nested"},
+        {"reasoned"},
         {"found", "hitting", "trunk"},
         {"tree"},
         {"dual", "knapsack", "master", "optimality", "second"},
@@ -151,6 +153,7 @@ INSIDE = {
         {"single"},
         {"ball"},
         {"cvxpy", "ortools", "torch"},
+        {"merged"},
         {"linked"},
         {"cpsat", "elements", "mathopt"},
         {"level"},

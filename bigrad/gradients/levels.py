@@ -11,7 +11,7 @@ and a rule's estimates J, K of dx/da, dy/db (pulled back: transposed), the gradi
 
 one sweep of the linear system that the two reactions make, and those of theta follow. Where the rule is Interpolate and the
 products C, D are left out, these are the paper's two separate perturbed solves; where it is Identity, its pass-through.
-A level's problem holds the constraints of both players in which its variables stand.
+The leader's problem holds the constraints of both players, the follower's its own.
 """
 
 from __future__ import annotations
@@ -20,14 +20,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-import scipy.sparse as sp
 
 from bigrad.combinatorial import Combinatorial
 from bigrad.gradients.base import AbstractGradient
 from bigrad.gradients.estimator import AbstractEstimator
-from bigrad.mip import Mip
-from bigrad.nested import Rows
 from bigrad.oracle import Oracle
+from bigrad.player import player
 from bigrad.program import Program
 from bigrad.solution import InputError, Outcome
 
@@ -121,9 +119,7 @@ class Level(Oracle):
         held = np.repeat(self.other, len(costs) // len(self.other), 0)
         if form.follower is not None and not self.leader:
             return form.follower.solve(form.follower.sense * costs)
-        mip, across = _level(form, self.leader)
-        shift = (across @ held.T).T if across.nnz else None
-        found = mip.solve(costs, shift)
+        found = player(form, self.leader).solve(costs, held)
         if bad := [k for k, s in enumerate(found.status) if not s.ok]:
             each = len(costs) // len(self.other)
             raise InputError(
@@ -131,20 +127,3 @@ class Level(Oracle):
                 f"{bad[0] // each}: {found.status[bad[0]].value}"
             )
         return found.values
-
-
-def _level(form: Combinatorial, leader: bool) -> tuple[Mip, sp.csr_array]:
-    """One level's program, and what the other player's decisions contribute to its rows."""
-    key = f"level {leader}"
-    if key not in form.memory:
-        base, n = form.base, form.base.leaders
-        own, other = (slice(0, n), slice(n, None)) if leader else (slice(n, None), slice(0, n))
-        both = (base.leader_rows, base.follower_rows)
-        stacked = sp.csr_array(sp.vstack([r.matrix for r in both]))
-        low, high = (np.concatenate([getattr(r, side) for r in both]) for side in ("lower", "upper"))
-        touched = np.flatnonzero(abs(stacked[:, own]).sum(1))
-        mine = sp.csr_array(stacked[touched][:, own])
-        mip = Mip(base.lower[own], base.upper[own], base.integer[own], Rows(mine, low[touched], high[touched]))
-        form.memory[key] = mip, sp.csr_array(stacked[touched][:, other])
-    found: tuple[Mip, sp.csr_array] = form.memory[key]
-    return found

@@ -69,6 +69,11 @@ def declare(
         raise DeclarationError("bilevel(leader, follower): neither model has an objective.")
     form, values = assemble(linked, costs)
     form = replace(form, follower=follower if isinstance(follower, Oracle) else None)
+    if form.rest:
+        from bigrad.programs.merged import merge
+
+        models, base = merge(linked, form.base)
+        form = replace(form, models=models, base=base)
     return Program(
         tuple(_input(name, handles, values[name]) for name, handles in costs.items()),
         _unknowns(linked, form),

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from bigrad.combinatorial import Combinatorial
+from bigrad.oracle import Oracle
 from bigrad.parallel import single_blas
+from bigrad.player import player
+from bigrad.solution import InputError
 from bigrad.solvers.found import Found
 from bigrad.solvers.hitting import Games, Known, search
 
@@ -19,12 +24,38 @@ def refused(form: Combinatorial) -> str | None:
     return None
 
 
+FEW = 4
+"""Up to this many elements at once, branching on a model's answers is the fastest road."""
+
+
+@dataclass(frozen=True, eq=False)
+class Model(Oracle):
+    """A follower's model as an oracle; no decision of the leader's stands in its constraints."""
+
+    form: Combinatorial
+
+    def solve(self, costs: np.ndarray) -> np.ndarray:
+        """See Oracle.solve."""
+        found = player(self.form, False).solve(costs, np.zeros((len(costs), self.form.base.leaders)))
+        if not all(s.ok for s in found.status):
+            raise InputError("The follower has no answer.")
+        return found.values
+
+
+def hits(form: Combinatorial) -> bool:
+    """Whether to branch on the follower's answers: always against an oracle; against a model where few elements fit."""
+    if form.follower is not None:
+        return True
+    budgeted = _budgeted(form) if form.opposed else None
+    coupled = form.models.links if form.models else form.base.follower_rows.matrix[:, : form.base.leaders].nnz
+    return budgeted is not None and not coupled and budgeted[1] / budgeted[0].min() < FEW + 1
+
+
 def against(
     form: Combinatorial, theta: list[np.ndarray], batch: int, known: Known, gap: float, time_limit: float
 ) -> list[Found]:
     """Solve a batch; see `hitting.search`."""
-    n, oracle, budgeted = form.base.leaders, form.follower, _budgeted(form)
-    assert oracle is not None
+    n, oracle, budgeted = form.base.leaders, form.follower or Model(form), _budgeted(form)
     assert budgeted is not None
     d = form.on_level(theta, False, np.zeros((batch, n)))
     with single_blas:
@@ -46,6 +77,8 @@ def against(
 def _budgeted(form: Combinatorial) -> tuple[np.ndarray, float] | None:
     """The weights and the budget of a leader whose booleans stand under one such constraint or none; None if they do not."""
     base, n = form.base, form.base.leaders
+    if form.models is not None and form.models.leader:
+        return None
     rows, boolean = base.leader_rows, base.integer & (base.lower == 0) & (base.upper == 1)
     if not boolean[:n].all() or len(rows.lower) > 1:
         return None

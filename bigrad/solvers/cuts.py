@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from bigrad.combinatorial import Combinatorial
-from bigrad.mip import Mip
+from bigrad.player import player
 from bigrad.program import Program
 from bigrad.solution import InputError, Outcome, Point, Status
-from bigrad.solvers.against import against, refused
+from bigrad.solvers import reasoned
+from bigrad.solvers.against import against, hits, refused
 from bigrad.solvers.base import AbstractSolver, batch_size
 from bigrad.solvers.found import Found, gathered
 from bigrad.solvers.hitting import Known
@@ -43,7 +44,8 @@ class Cuts(AbstractSolver):
             return "Cuts() needs a program of OR-Tools models; this one is continuous, or CVXPY's. Use Auto()."
         if program.combinatorial.follower is not None:
             return refused(program.combinatorial)
-        return f"Cuts(): {reason}" if (reason := refusal(program.combinatorial.base)) else None
+        reason = None if program.combinatorial.models else refusal(program.combinatorial.base)
+        return f"Cuts(): {reason}" if reason else None
 
     def choose(self, program: Program) -> tuple[AbstractSolver, str]:
         """See AbstractSolver.choose."""
@@ -59,7 +61,7 @@ class Cuts(AbstractSolver):
         given = [np.broadcast_to(t, (batch, t.shape[-1])) for t in theta]
         found = [Found(Status.INVALID_INPUT, None)] * batch
         fine = np.flatnonzero(~program.invalid(theta, batch))
-        road = self._one_level if not form.base.followers else self._against if form.follower else self._two_levels
+        road = self._one_level if not form.base.followers else self._against if hits(form) else self._two_levels
         for i, answer in zip(fine, road(form, [t[fine] for t in given], len(fine)), strict=True):
             found[i] = answer
         return gathered(str(self), form, given, found)
@@ -70,6 +72,10 @@ class Cuts(AbstractSolver):
         limit = None if np.isinf(self.time_limit) else self.time_limit
         found = []
         for i in range(batch):
+            if form.models is not None:
+                nested = form.at([t[i] for t in theta])
+                found.append(reasoned.search(form.models, nested, self.gap, self.time_limit))
+                continue
             ended = search(form.at([t[i] for t in theta]), pool, self.gap, limit)
             w = None if ended.x is None or ended.y is None else np.concatenate([ended.x, ended.y])
             cuts = ended.cuts + ended.splits
@@ -88,13 +94,11 @@ class Cuts(AbstractSolver):
         return [replace(f, seconds=(time.perf_counter() - start) / batch) for f in found]
 
     def _one_level(self, form: Combinatorial, theta: list[np.ndarray], batch: int) -> list[Found]:
-        base = form.base
-        mip = form.memory.setdefault("level", Mip(base.lower, base.upper, base.integer, base.leader_rows))
-        start = time.perf_counter()
-        costs = form.on_level(theta, True, np.zeros((batch, 0)))
-        answers = mip.solve(np.broadcast_to(costs, (batch, costs.shape[1])), None, self.time_limit)
-        seconds = (time.perf_counter() - start) / batch
+        """One model, solved as it is."""
+        start, nobody = time.perf_counter(), np.zeros((batch, 0))
+        costs = form.on_level(theta, True, nobody)
+        answers = player(form, True).solve(costs, nobody, self.time_limit)
+        seconds = (time.perf_counter() - start) / max(batch, 1)
         return [
-            Found(s, v if s.ok else None, np.nan, seconds=seconds)
-            for v, s in zip(answers.values, answers.status, strict=True)
+            Found(s, v if s.ok else None, seconds=seconds) for v, s in zip(answers.values, answers.status, strict=True)
         ]

@@ -1,0 +1,91 @@
+"""One player's problem, with the decision of the other held: what both exact solvers and estimators ask again and again."""
+
+from __future__ import annotations
+
+import queue
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import scipy.sparse as sp
+
+from bigrad.combinatorial import Combinatorial
+from bigrad.mip import FEW, Answers, Mip
+from bigrad.nested import Rows
+from bigrad.parallel import thread_map
+
+
+class Player(Protocol):
+    """min costs'own subject to the rows of both players in which its own variables stand."""
+
+    def solve(self, costs: np.ndarray, other: np.ndarray, time_limit: float = np.inf) -> Answers:
+        """A batch: costs (batch, own variables), other (batch, the other player's decision)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Linear:
+    """A player whose constraints are rows; across: what the other's decision contributes to them."""
+
+    mip: Mip
+    across: sp.csr_array
+
+    def solve(self, costs: np.ndarray, other: np.ndarray, time_limit: float = np.inf) -> Answers:
+        """See Player.solve."""
+        return self.mip.solve(costs, (self.across @ other.T).T if self.across.nnz else None, time_limit)
+
+
+@dataclass(frozen=True, eq=False)
+class Reasoned:
+    """A player whose constraints only CP-SAT can say. own, others: places in (x, y)."""
+
+    models: Any
+    leader: bool
+    own: slice
+    others: slice
+    _idle: queue.SimpleQueue[Any] = field(default_factory=queue.SimpleQueue, repr=False)
+
+    def solve(self, costs: np.ndarray, other: np.ndarray, time_limit: float = np.inf) -> Answers:
+        """See Player.solve."""
+        size = costs.shape[1] + other.shape[1]
+        full = np.zeros((len(costs), size))
+        full[:, self.own] = costs
+        places = np.arange(size)[self.others].tolist()
+
+        def part(items: np.ndarray) -> list[Any]:
+            try:
+                engine = self._idle.get_nowait()
+            except queue.Empty:
+                engine = self.models.build(self.leader, True)
+            found = [
+                engine.solve(full[i], None, time_limit, dict(zip(places, other[i].tolist(), strict=True)))
+                for i in items
+            ]
+            self._idle.put(engine)
+            return found
+
+        answers = [a for found in thread_map(part, len(costs), FEW) for a in found]
+        return Answers(np.array([v[self.own] for v, _ in answers]), np.array([s for _, s in answers], dtype=object))
+
+
+def player(form: Combinatorial, leader: bool) -> Player:
+    """The leader, who sees to the constraints of both, or the follower; kept with the program."""
+    key = f"player {leader}"
+    if key not in form.memory:
+        form.memory[key] = _player(form, leader)
+    found: Player = form.memory[key]
+    return found
+
+
+def _player(form: Combinatorial, leader: bool) -> Player:
+    base, n = form.base, form.base.leaders
+    own, others = (slice(0, n), slice(n, None)) if leader else (slice(n, None), slice(0, n))
+    if form.models is not None:
+        return Reasoned(form.models, leader, own, others)
+    both = (base.leader_rows, base.follower_rows) if leader else (base.follower_rows,)
+    matrix = sp.csr_array(sp.vstack([r.matrix for r in both]))
+    low, high = (np.concatenate([getattr(r, side) for r in both]) for side in ("lower", "upper"))
+    touched = np.flatnonzero(abs(matrix[:, own]).sum(1))
+    rows = Rows(sp.csr_array(matrix[touched][:, own]), low[touched], high[touched])
+    return Linear(
+        Mip(base.lower[own], base.upper[own], base.integer[own], rows), sp.csr_array(matrix[touched][:, others])
+    )
