@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from bigrad.combinatorial import Combinatorial
+from bigrad.nested import Nested
 from bigrad.oracle import Oracle
 from bigrad.program import Input, Program, Solver, Unknown, listed
 from bigrad.programs import elements
@@ -156,21 +157,27 @@ class Source:
             return 0.0
         nested, x, y = self._at(inputs, values)
         costs = nested.follower.on_follower(x)
-        if self.form.follower is not None:
-            sense = self.form.follower.sense
-            best = self.form.follower.solve((sense * costs)[None])[0]
-        else:
-            from scipy.optimize import Bounds, LinearConstraint, milp
+        best = self._best(nested, costs, x)
+        return np.inf if best is None else float(costs @ (y - best))
 
-            own, rows = slice(nested.leaders, None), nested.follower_rows
-            shift = rows.matrix[:, : nested.leaders] @ x
-            constraint = LinearConstraint(rows.matrix[:, own], rows.lower - shift, rows.upper - shift)
-            bounds = Bounds(nested.lower[own], nested.upper[own])
-            found = milp(costs, constraints=constraint, bounds=bounds, integrality=nested.integer[own].astype(int))
-            if found.x is None:
-                return np.inf
-            best = found.x
-        return float(costs @ (y - best))
+    def _best(self, nested: Nested, costs: np.ndarray, x: np.ndarray) -> np.ndarray | None:
+        """The follower's answer by another solver: scipy's for rows, CP-SAT with all that it has learned forgotten for other
+        constraints, the oracle itself for an oracle."""
+        n, form = nested.leaders, self.form
+        if form.follower is not None:
+            return np.asarray(form.follower.solve((form.follower.sense * costs)[None])[0])
+        if form.models is not None:
+            full = np.concatenate([np.zeros(n), costs])
+            w, status = form.models.build(False, True).solve(full, held=dict(enumerate(x.tolist())))
+            return w[n:] if status.ok else None
+        from scipy.optimize import Bounds, LinearConstraint, milp
+
+        rows = nested.follower_rows
+        shift = rows.matrix[:, :n] @ x
+        constraint = LinearConstraint(rows.matrix[:, n:], rows.lower - shift, rows.upper - shift)
+        bounds = Bounds(nested.lower[n:], nested.upper[n:])
+        found = milp(costs, constraints=constraint, bounds=bounds, integrality=nested.integer[n:].astype(int))
+        return None if found.x is None else np.asarray(found.x)
 
     def infeasible(self, inputs: Mapping[Any, np.ndarray]) -> int | None:
         """Not asked: there is one follower."""
