@@ -188,7 +188,7 @@ class Rational(pyscipopt.Conshdlr):
             return SCIP_RESULT.INFEASIBLE
         x, _, level = self._point(None)
         if not self._integral(x):
-            return SCIP_RESULT.FEASIBLE
+            return self._relax(x, level)
         x[self.whole] = np.round(x[self.whole])
         low, high = self._box(x)
         rival = self._rival(x, level, low, high)
@@ -210,6 +210,16 @@ class Rational(pyscipopt.Conshdlr):
                     "the follower's optimum is not among its rivals: the pool is full, or numbers too large"
                 )
         return self._split(x, rival, low, high)
+
+    def _relax(self, x: np.ndarray, level: float) -> Any:
+        """Cut off a fractional decision of a leader who only sets prices: then every answer is a rival everywhere."""
+        if self.f.G.any() or not self.master.opposed:
+            return SCIP_RESULT.FEASIBLE
+        found = self.responder.answer(x, self.end - time.perf_counter())
+        if found.y is None or level <= found.value + 1e-4 * (1 + abs(found.value)):
+            return SCIP_RESULT.FEASIBLE
+        self.learn(found.y)
+        return SCIP_RESULT.CONSADDED
 
     def _box(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         low, high = self.master.nested.lower[: len(x)].copy(), self.master.nested.upper[: len(x)].copy()
