@@ -397,3 +397,54 @@ def test_names_do_as_well_as_places(tmp_path):
     assert search(read_mibs(tmp_path / "b").nested).value == -22
     with pytest.raises(FileNotFoundError, match="no file"):
         read_mibs(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    ("name", "optimum"),
+    [("RANDOM__RAND_BILEVEL__miblp_20_15_50_0110_10_2", -398), ("binaryMIBLP-XU__binarybmilplib_10_10", -161)],
+)
+def test_no_bound_is_wrong_wherever_the_search_is_stopped(name, optimum):
+    nested = read_mibs(DATA / name).nested
+    for k in range(8):
+        found = search(nested, time_limit=0.01 * 1.8**k)
+        assert found.bound <= optimum + 1e-5
+        assert not found.status.ok or found.value >= optimum - 1e-5
+
+
+@pytest.mark.parametrize("raised", [False, True])
+@pytest.mark.parametrize("seed", range(4))
+def test_shortest_path_interdiction_is_dualised_and_right(seed, raised):
+    """Two arcs of ten removed, or made dearer; a path must remain."""
+    rng = np.random.default_rng(seed)
+    arcs = [(0, 1), (0, 2), (0, 3), (1, 2), (1, 4), (2, 4), (2, 3), (3, 4), (1, 3), (0, 4)]
+    m, cost = len(arcs), rng.integers(1, 9, len(arcs)).astype(float)
+    balance = np.zeros((5, m))
+    for e, (a, b) in enumerate(arcs):
+        balance[a, e], balance[b, e] = 1, -1
+    supply = np.array([1.0, 0, 0, 0, -1])
+    D = np.diag(rng.integers(1, 9, m)).astype(float) if raised else np.zeros((m, m))
+    coupling, none = (np.zeros((0, 2 * m)), np.zeros(0)) if raised else (np.hstack([np.eye(m)] * 2), np.ones(m))
+    inner = np.concatenate([np.hstack([np.zeros((5, m)), balance]), coupling])
+    free = np.full(len(none), -FREE)
+    nested = Nested(
+        m,
+        m,
+        np.zeros(2 * m),
+        np.ones(2 * m),
+        np.arange(2 * m) < m,
+        rows(np.arange(2 * m) < m, [-FREE], [2]),
+        rows(inner, np.concatenate([supply, free]), np.concatenate([supply, none])),
+        objective(np.concatenate([np.zeros(m), -cost]), -D),
+        objective(np.concatenate([np.zeros(m), cost]), D),
+    )
+    best = 0.0
+    for pair in itertools.combinations(range(m), 2):
+        x = np.zeros(m)
+        x[list(pair)] = 1
+        bounds = [(0, 1 if raised else 1 - v) for v in x]
+        found = linprog(cost + D @ x, A_eq=balance, b_eq=supply, bounds=bounds, method="highs")
+        best = max(best, found.fun if found.status == 0 else 0.0)
+    found = search(nested)
+    assert found.road == "dual"
+    assert found.status is Status.GLOBAL
+    assert found.value == pytest.approx(-best)

@@ -102,7 +102,9 @@ def dualise(nested: Nested, follower: Follower, seed: int = 0) -> Dual | None:
             return None
         for i, j in removed:
             penalty[i, j] = 1.0 + spread
-    return Dual(_program(nested, f, A, h, high, penalty, removed, seed), n)
+    c = nested.leader.linear[:n] + nested.follower.linear[:n]
+    whole = integral and _whole(f.d, f.D, c) and bool(nested.integer[:n][(c != 0) | f.linking].all())
+    return Dual(_program(nested, f, A, h, high, penalty, removed, whole, seed), n)
 
 
 def _spread(nested: Nested, f: Follower, A: np.ndarray, h: np.ndarray, high: np.ndarray) -> float | None:
@@ -131,6 +133,7 @@ def _program(
     high: np.ndarray,
     penalty: np.ndarray,
     removed: list[tuple[int, int]],
+    whole: bool,
     seed: int,
 ) -> Milp:
     n, p, m = nested.leaders, nested.followers, len(h)
@@ -171,6 +174,12 @@ def _program(
     )
     integer = np.concatenate([nested.integer[:n], np.zeros(size - n, dtype=bool)])
     matrix = sp.csr_array(sp.vstack([sp.csr_array(b) for b in blocks]))
+    if whole:  # the value is a whole number: bounds may be rounded up to the next
+        value = sp.csr_array(np.concatenate([costs, [-1.0]])[None])
+        matrix = sp.csr_array(sp.vstack([sp.hstack([matrix, sp.csr_array((matrix.shape[0], 1))]), value]))
+        costs = np.concatenate([np.zeros(size), [1.0]])
+        lower, upper = [*lower, np.array([-np.inf])], [*upper, np.zeros(1)]
+        low, top, integer = np.append(low, -np.inf), np.append(top, np.inf), np.append(integer, True)
     return Milp(costs, matrix, np.concatenate(lower), np.concatenate(upper), low, top, integer, seed)
 
 

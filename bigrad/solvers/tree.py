@@ -24,6 +24,8 @@ from bigrad.solvers.answers import CLOSE, Pool, Responder, outer, slack
 from bigrad.solvers.master import SOLVED, Master, terms
 from bigrad.solvers.milp import INTEGRALITY, End
 
+SEARCHING = 9
+"""SCIP's stage number while it branches."""
 SPAN = 1e4
 """The largest relative constant that may stand before a literal."""
 MIDDLE = 0.9
@@ -41,6 +43,7 @@ class Record:
     waiting: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
     splits: int = 0
     cuts: int = 0
+    bound: float = np.inf
     unbounded: bool = False
     late: bool = False
     error: Exception | None = None
@@ -81,7 +84,7 @@ class Rational(pyscipopt.Conshdlr):
             return {"result": self._enforce()}
         except Exception as error:
             self._fail(error)
-            return {"result": SCIP_RESULT.CUTOFF}
+            return {"result": SCIP_RESULT.INFEASIBLE}
 
     def consenfops(self, *_: Any) -> dict[str, Any]:
         """The same for a pseudo solution."""
@@ -89,6 +92,14 @@ class Rational(pyscipopt.Conshdlr):
 
     def _fail(self, error: Exception) -> None:
         self.record.error = self.record.error or error
+        self._stop()
+
+    def _stop(self) -> None:
+        """End the search; what SCIP concludes from the unfinished node is worth nothing, its bound until now is."""
+        if self.model.getStage() == SEARCHING:
+            self.record.bound = min(self.record.bound, float(self.model.getDualbound()))
+        else:
+            self.record.bound = -np.inf
         self.model.interruptSolve()
 
     def _point(self, solution: Any) -> tuple[np.ndarray, np.ndarray | None, float]:
@@ -179,16 +190,16 @@ class Rational(pyscipopt.Conshdlr):
         return end is End.OPTIMAL and level <= phi + 10 * slack(phi)
 
     def _enforce(self) -> Any:
-        record, f, model = self.record, self.f, self.master.model
+        record, f = self.record, self.f
         while record.waiting:
             self.master.offer(*record.waiting.pop())
         if time.perf_counter() > self.end:
             record.late = True
-            model.interruptSolve()
+            self._stop()
             return SCIP_RESULT.INFEASIBLE
         x, _, level = self._point(None)
         if not self._integral(x):
-            return SCIP_RESULT.FEASIBLE
+            return self._relax(x, level)
         x[self.whole] = np.round(x[self.whole])
         low, high = self._box(x)
         rival = self._rival(x, level, low, high)
@@ -210,6 +221,16 @@ class Rational(pyscipopt.Conshdlr):
                     "the follower's optimum is not among its rivals: the pool is full, or numbers too large"
                 )
         return self._split(x, rival, low, high)
+
+    def _relax(self, x: np.ndarray, level: float) -> Any:
+        """Cut off a fractional decision of a leader who only sets prices: then every answer is a rival everywhere."""
+        if self.f.G.any() or not self.master.opposed:
+            return SCIP_RESULT.FEASIBLE
+        found = self.responder.answer(x, self.end - time.perf_counter())
+        if found.y is None or level <= found.value + 1e-4 * (1 + abs(found.value)):
+            return SCIP_RESULT.FEASIBLE
+        self.learn(found.y)
+        return SCIP_RESULT.CONSADDED
 
     def _box(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         low, high = self.master.nested.lower[: len(x)].copy(), self.master.nested.upper[: len(x)].copy()

@@ -76,7 +76,7 @@ def _read(nested: Nested, master: Master, record: Record, ending: str, unbounded
     if ending == "userinterrupt" and record.error is None and not (record.unbounded or record.late):
         raise KeyboardInterrupt
     model = master.model
-    bound = float(model.getDualbound())
+    bound = min(float(model.getDualbound()), record.bound)
     bound = bound + nested.leader.constant if abs(bound) < model.infinity() and not unbounded else -np.inf
     nothing = Found(
         Status.FAILED, None, None, np.nan, -np.inf, record.cuts, record.splits, 0, int(model.getNTotalNodes())

@@ -5,17 +5,23 @@
 FOLDER holds NAME.mps, NAME.aux and answers.json; the default is the small instances that come with the tests. Prints
 processor time for each instance, how many optima were proven, wrong claims, and the shifted geometric means (shift 1 s) of
 the instances that both solved.
+
+    python tests/benchmarks/bench_cuts.py pool
+
+measures what a pool of rival answers shared over eight programs that differ in their objectives is worth.
 """
 
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from bigrad.datasets import read_mibs
 from bigrad.solution import Status
+from bigrad.solvers.answers import Pool
 from bigrad.solvers.nested import search
 
 
@@ -56,9 +62,36 @@ def main(folder, limit, pattern):
         )
 
 
+def shared_pool(folder):
+    """Eight times the same rows with other objectives, each program with a pool of its own and all with one."""
+    for name in ("MIBLP-XU__bmilplib_10_6", "RANDOM__RAND_BILEVEL__miblp_20_20_50_0110_10_2", "knapsack"):
+        nested = read_mibs(folder / name).nested
+        for label in ("own", "shared"):
+            rng, one, totals = np.random.default_rng(0), Pool(), np.zeros(3)
+            since = time.process_time()
+            for _ in range(8):
+                leader, follower = (
+                    replace(level, linear=np.round(level.linear * rng.uniform(0.8, 1.2, len(level.linear)), 2))
+                    for level in (nested.leader, nested.follower)
+                )
+                found = search(
+                    replace(nested, leader=leader, follower=follower),
+                    one if label == "shared" else Pool(),
+                    time_limit=60,
+                )
+                totals += found.answers, found.nodes, found.value
+            seconds = time.process_time() - since
+            print(
+                f"{name[-36:]:36} pool {label:6} {seconds:6.2f} s, {totals[0]:.0f} answers, {totals[1]:.0f} nodes, sum {totals[2]:.3f}"
+            )
+
+
 if __name__ == "__main__":
     default = Path(__file__).resolve().parents[1] / "data" / "mibs"
     given = sys.argv[1:]
+    if given[:1] == ["pool"]:
+        shared_pool(default)
+        sys.exit()
     main(
         Path(given[0]) if given else default,
         float(given[1]) if len(given) > 1 else 30.0,
