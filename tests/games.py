@@ -39,9 +39,10 @@ def points(nested: Nested) -> tuple[np.ndarray, np.ndarray]:
     return grid, which
 
 
-def enumerate_nested(nested: Nested) -> tuple[float, np.ndarray | None]:
-    """Optimum and an optimal (x, y) of an integer program, by the optimistic rule; (inf, None) if there is none."""
-    grid, which = points(nested)
+def enumerate_nested(nested: Nested, known=None) -> tuple[float, np.ndarray | None]:
+    """Optimum and an optimal (x, y) of an integer program, by the optimistic rule; (inf, None) if there is none. known: its
+    points, where they have been listed already."""
+    grid, which = known or points(nested)
     if not len(grid):
         return np.inf, None
     n = nested.leaders
@@ -71,8 +72,8 @@ class Enumeration(AbstractSolver):
     def solve(self, program, theta, warm_start=None):
         form, batch = program.combinatorial, batch_size(theta)
         given = [np.broadcast_to(t, (batch, t.shape[-1])) for t in theta]
-        found = []
+        found, known = [], points(form.base)
         for i in range(batch):
-            _, w = enumerate_nested(form.at([t[i] for t in given]))
+            _, w = enumerate_nested(form.at([t[i] for t in given]), known)
             found.append(Found(Status.GLOBAL if w is not None else Status.INFEASIBLE_UPPER, w))
         return gathered("Enumeration", form, given, found)

@@ -665,7 +665,7 @@ def test_programs_that_have_no_oracle_refuse_estimators():
 
     x, c = cp.Variable(2, name="x"), cp.Parameter(2, name="c")
     program = bg.argmin(cp.Problem(cp.Minimize(cp.sum_squares(x - c))))
-    with pytest.raises(bg.CapabilityError, match="needs oracle"):
+    with pytest.raises(bg.CapabilityError, match="costs of decisions"):
         bg.Layer(program, [c], [x], gradient=bg.Perturbed())
 
 
