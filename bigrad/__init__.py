@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from bigrad import datasets, losses
     from bigrad.auto import Auto
     from bigrad.declare import argmin, bilevel
+    from bigrad.exact.cuts import Cuts
     from bigrad.gradients.baselines import AtCentre, LeaveOneOut
     from bigrad.gradients.draws import Common, Fresh
     from bigrad.gradients.identity import Identity, MeanFree, Normalised, UnitNorm
@@ -58,7 +59,6 @@ if TYPE_CHECKING:
     )
     from bigrad.solvers.active_set import ActiveSet
     from bigrad.solvers.certificate import Global
-    from bigrad.solvers.cuts import Cuts
     from bigrad.solvers.formula import Formula
     from bigrad.solvers.interior import Interior
     from bigrad.solvers.mehrotra import Mehrotra
@@ -81,7 +81,7 @@ _HOMES = {
     "BigradError": "solution",
     "CapabilityError": "solution",
     "Common": "gradients.draws",
-    "Cuts": "solvers.cuts",
+    "Cuts": "exact.cuts",
     "DeclarationError": "solution",
     "Flow": "oracles.flow",
     "Formula": "solvers.formula",

@@ -43,9 +43,9 @@ class Auto(AbstractSolver, AbstractGradient):
 
     def choose(self, program: Program) -> tuple[AbstractSolver, str]:
         """The solver that fits, and why."""
+        from bigrad.exact.cuts import Cuts
         from bigrad.solvers.active_set import ActiveSet
         from bigrad.solvers.certificate import Global
-        from bigrad.solvers.cuts import Cuts
         from bigrad.solvers.formula import Formula
         from bigrad.solvers.interior import Interior
         from bigrad.solvers.pieces import Pieces

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bigrad.exact.cuts import Found, gathered
 from bigrad.nested import Nested, Rows
 from bigrad.solution import Status
 from bigrad.solvers.base import AbstractSolver, batch_size
-from bigrad.solvers.cuts import Found, gathered
 
 
 def within(rows: Rows, v: np.ndarray) -> np.ndarray:

@@ -11,10 +11,10 @@ import scipy.sparse as sp
 from scipy.optimize import linprog
 
 from bigrad import CapabilityError, InputError, Status
+from bigrad.exact.answers import Pool
+from bigrad.exact.nested import refusal, search
 from bigrad.mibs import read_mibs
 from bigrad.nested import Nested, Objective, Rows
-from bigrad.solvers.answers import Pool
-from bigrad.solvers.nested import refusal, search
 
 DATA = Path(__file__).parent / "data" / "mibs"
 FREE = np.inf

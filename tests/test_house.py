@@ -93,6 +93,7 @@ LADDER = [
     {"layer", "losses"},
     {"declare"},
     {"auto"},
+    {"exact"},
     {"solvers", "gradients"},
     {"oracles"},
     {"programs"},
@@ -107,7 +108,7 @@ LADDER = [
 ]
 # Inside a folder too, a module imports only neighbours further down its list; those on one line do not know each other.
 INSIDE = {
-    "solvers": [
+    "exact": [
         {"cuts"},
         {"against", "nested"},
         {"reasoned"},
@@ -116,6 +117,8 @@ INSIDE = {
         {"dual", "knapsack", "master", "optimality", "second"},
         {"answers", "cutting"},
         {"milp"},
+    ],
+    "solvers": [
         {"certificate"},
         {"nonlinear", "saddle"},
         {"mehrotra"},

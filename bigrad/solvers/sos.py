@@ -123,7 +123,7 @@ def fresh(gap: tuple[float, float], seconds: float, tolerance: float) -> Any:
 def solved(model: Any, v: Iterable[Any]) -> Found:
     """Run a model; v: its variables of interest."""
     try:
-        with _quiet:
+        with quiet:
             model.optimizeNogil()
     except Exception as error:  # SCIP's own are of no narrower class
         if "SCIP" not in str(error):
@@ -262,4 +262,4 @@ def _hush() -> Any:
     return library.SCIPmessageSetErrorPrintingDefault
 
 
-_quiet = OneThread(_hush)
+quiet = OneThread(_hush)

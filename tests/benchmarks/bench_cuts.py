@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 
 from bigrad.datasets import read_mibs
+from bigrad.exact.answers import Pool
+from bigrad.exact.nested import search
 from bigrad.solution import Status
-from bigrad.solvers.answers import Pool
-from bigrad.solvers.nested import search
 
 
 def shifted_mean(seconds):

@@ -14,14 +14,15 @@ from dataclasses import replace
 
 import numpy as np
 
+from bigrad.exact import dual, knapsack
+from bigrad.exact.answers import Follower, Pool, Responder, joined
+from bigrad.exact.cutting import Found
+from bigrad.exact.milp import End, Milp
+from bigrad.exact.optimality import conditions
+from bigrad.exact.second import opinion
 from bigrad.nested import Nested
 from bigrad.solution import CapabilityError, Status
-from bigrad.solvers import dual, knapsack, sos
-from bigrad.solvers.answers import Follower, Pool, Responder, joined
-from bigrad.solvers.cutting import Found
-from bigrad.solvers.milp import End, Milp
-from bigrad.solvers.optimality import conditions
-from bigrad.solvers.second import opinion
+from bigrad.solvers import sos
 
 AGREE = 1e-6
 """How far the follower's cost at the point found may be above its optimum by another solver, relative to 1 + |optimum|."""
@@ -94,7 +95,7 @@ def _search(
         return _dual(nested, responder, mirror, gap, end)
     if not follower.integer.any():
         return _linear(nested, follower, responder, gap, end)
-    from bigrad.solvers import trunk
+    from bigrad.exact import trunk
 
     return trunk.grow(nested, follower, responder, pool, gap, end, seed, floor, relaxed is End.UNBOUNDED)
 

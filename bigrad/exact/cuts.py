@@ -9,15 +9,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from bigrad.combinatorial import Combinatorial
+from bigrad.exact import reasoned
+from bigrad.exact.against import against, hits, refused
+from bigrad.exact.found import Found, gathered
+from bigrad.exact.hitting import Known
+from bigrad.exact.nested import Pool, refusal, search
 from bigrad.player import player
 from bigrad.program import Program
 from bigrad.solution import InputError, Outcome, Point, Status
-from bigrad.solvers import reasoned
-from bigrad.solvers.against import against, hits, refused
 from bigrad.solvers.base import AbstractSolver, batch_size
-from bigrad.solvers.found import Found, gathered
-from bigrad.solvers.hitting import Known
-from bigrad.solvers.nested import Pool, refusal, search
 
 
 @dataclass(frozen=True)

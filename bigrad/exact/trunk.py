@@ -14,13 +14,13 @@ from dataclasses import replace
 import numpy as np
 import scipy.sparse as sp
 
+from bigrad.exact.answers import Follower, Pool, Responder
+from bigrad.exact.cutting import Found
+from bigrad.exact.master import Master
+from bigrad.exact.milp import Milp
+from bigrad.exact.tree import Rational, Record
 from bigrad.nested import Nested
 from bigrad.solution import Status
-from bigrad.solvers.answers import Follower, Pool, Responder
-from bigrad.solvers.cutting import Found
-from bigrad.solvers.master import Master
-from bigrad.solvers.milp import Milp
-from bigrad.solvers.tree import Rational, Record
 
 
 def grow(

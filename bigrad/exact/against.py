@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from bigrad.combinatorial import Combinatorial
+from bigrad.exact.found import Found
+from bigrad.exact.hitting import Games, Known, search
 from bigrad.oracle import Oracle
 from bigrad.parallel import single_blas
 from bigrad.player import player
 from bigrad.solution import InputError
-from bigrad.solvers.found import Found
-from bigrad.solvers.hitting import Games, Known, search
 
 
 def refused(form: Combinatorial) -> str | None:

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from bigrad.exact.found import Found
 from bigrad.nested import Nested, Objective
 from bigrad.solution import Status
-from bigrad.solvers.found import Found
 from bigrad.whole import ROOM, Whole, rounding, scale
 
 

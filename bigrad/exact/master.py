@@ -14,9 +14,9 @@ import numpy as np
 import pyscipopt
 from pyscipopt import SCIP_PARAMSETTING, quicksum
 
+from bigrad.exact.answers import CLOSE, Follower, outer
 from bigrad.nested import Nested
-from bigrad.solvers.answers import CLOSE, Follower, outer
-from bigrad.solvers.sos import _quiet
+from bigrad.solvers.sos import quiet
 
 SOLVED = 10
 """SCIP's stage number after which its transformed problem is being taken down."""
@@ -149,7 +149,7 @@ class Master:
         model.setParam("limits/gap", gap)
         model.setParam("randomization/randomseedshift", seed)
         model.setHeuristics(SCIP_PARAMSETTING.OFF)
-        with _quiet:
+        with quiet:
             model.optimize()
         return str(model.getStatus())
 

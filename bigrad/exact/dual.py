@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse as sp
 
+from bigrad.exact.answers import Follower, outer
+from bigrad.exact.milp import End, Milp, Optimum
 from bigrad.nested import Nested
-from bigrad.solvers.answers import Follower, outer
-from bigrad.solvers.milp import End, Milp, Optimum
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from bigrad.solvers.answers import Follower
-from bigrad.solvers.sos import _quiet
+from bigrad.exact.answers import Follower
+from bigrad.solvers.sos import quiet
 
 
 def opinion(f: Follower, x: np.ndarray, seconds: float) -> float:
@@ -30,6 +30,6 @@ def opinion(f: Follower, x: np.ndarray, seconds: float) -> float:
     ]
     for row, limit in zip(f.A, limits, strict=True):
         model.addCons(pyscipopt.quicksum(float(row[j]) * y[j] for j in np.flatnonzero(row)) <= float(limit))
-    with _quiet:
+    with quiet:
         model.optimize()
     return float(model.getObjVal()) if model.getStatus() == "optimal" else np.nan

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse as sp
 
+from bigrad.exact.milp import End, Milp
 from bigrad.nested import Nested, Rows
 from bigrad.solution import InputError
-from bigrad.solvers.milp import End, Milp
 
 CLOSE = 1e-6
 """Feasibility of rows: how far a value may be beyond its bound, relative to 1 + |bound|."""

@@ -1,0 +1,1 @@
+"""Nested integer programs, exactly: Cuts, and the roads that it takes."""
