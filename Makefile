@@ -12,7 +12,7 @@ demo: $(VENV)/.installed-plots
 	$(BIN)/python examples/tariff.py
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format $(if $(filter true,$(CI)),--check)
