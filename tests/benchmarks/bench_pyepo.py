@@ -32,7 +32,9 @@ SIDE, FEATURES, DEGREE, WIDTH, ITEMS = 5, 5, 4, 0.5, 1000
 RATE, BATCH, EPOCHS, SEEDS = 1e-2, 32, 20, 3
 SAMPLES, SIGMA = 10, 0.5
 
-Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # of predicted costs, true costs, their decisions and optimal values
+Loss = Callable[
+    [Tensor, Tensor, Tensor, Tensor], Tensor
+]  # of predicted costs, true costs, their decisions and optimal values
 
 
 class Data(NamedTuple):
@@ -93,12 +95,14 @@ def main() -> None:
             regrets[name].append((first, second))
             for taken, learner in zip(seconds[name], learners, strict=True):
                 taken.extend(learner.seconds)
-    print(f"\n{'':30}{'regret in %: PyEPO':>20}{'bigrad':>16}{'s an epoch: PyEPO':>28}{'bigrad':>26}{'ratio':>8}")
+    print(f"\n{'':30}{'regret in %: PyEPO':>20}{'bigrad':>16}{'ms an epoch: PyEPO':>26}{'bigrad':>24}{'ratio':>8}")
     for name, pair in seconds.items():
         theirs, mine = (Times(tuple(taken)) for taken in pair)
         end = [f"{column.mean():.2f} ± {column.std(ddof=1):.2f}" for column in np.array(regrets[name]).T]
-        cost = [times.show("s") for times in (theirs, mine)]
-        print(f"{name:30}{end[0]:>20}{end[1]:>16}{cost[0]:>28}{cost[1]:>26}{mine.median / theirs.median:>8.3f}")
+        cost = [
+            f"{1e3 * t.median:.0f} ({1e3 * min(t.seconds):.0f} to {1e3 * max(t.seconds):.0f})" for t in (theirs, mine)
+        ]
+        print(f"{name:30}{end[0]:>20}{end[1]:>16}{cost[0]:>26}{cost[1]:>24}{mine.median / theirs.median:>8.3f}")
 
 
 def methods(peer: object, ours: bg.Oracle) -> dict[str, Callable[[int], tuple[Loss, Loss]]]:
