@@ -1,7 +1,7 @@
 """Bundled data and problems, each with its origin and, for problems, its known answer.
 
-`italy_power_demand` is real data to learn from; `textbook` are bilevel programs of the literature with verified global
-optima, `toll_grid` makes programs of any size, `read_mibs` reads your own files. Everything comes with the package:
+`italy_power_demand` and `semo_prices` are real data to learn from; `textbook` are bilevel programs of the literature with
+verified global optima, `toll_grid` makes programs of any size, `read_mibs` reads your own files. Everything comes with the package:
 nothing is downloaded. Licences: ``bigrad/data/LICENSES.md``.
 """
 
@@ -27,10 +27,12 @@ __all__ = [
     "MibsProblem",
     "Quadratic",
     "Rows",
+    "SemoPrices",
     "TextbookProblem",
     "TollNetwork",
     "italy_power_demand",
     "read_mibs",
+    "semo_prices",
     "textbook",
     "toll_grid",
 ]
@@ -93,6 +95,62 @@ def italy_power_demand(train: int | None = None, seed: int = 0) -> ItalyPowerDem
         order = np.random.default_rng(seed).permutation(len(demand))
         demand, season, count = demand[order], season[order], train
     return ItalyPowerDemand(demand[:count], demand[count:], season[:count], season[count:])
+
+
+@dataclass(frozen=True, eq=False)
+class SemoPrices:
+    """Half-hourly electricity prices of Ireland as knapsacks: a day is an instance, a half-hour one of its 48 items.
+
+    Days follow each other in time, and the test days come after the training days. An item weighs the same every day;
+    its value is the price of its half-hour, in euro per MWh, times its weight, with some noise.
+
+    Attributes:
+        features: the names of the features.
+        weights: (48,) weight of each item: 3, 5 or 7; 240 in all.
+        train_features: (552, 48, 8) of each half-hour the calendar, the market's forecasts, and the CO2 intensity as
+            measured; in their own units, so standardise them.
+        train_values: (552, 48) value of each item.
+        test_features: (237, 48, 8) the same of the test days.
+        test_values: (237, 48)
+    """
+
+    features: tuple[str, ...]
+    weights: Integers
+    train_features: Floats
+    train_values: Floats
+    test_features: Floats
+    test_values: Floats
+
+
+def semo_prices() -> SemoPrices:
+    """Return 789 days of Irish electricity prices, the energy knapsack of decision-focused learning.
+
+    Its usual task: predict the values of a day's items from their features, so that the items which fit into a capacity
+    of 60, 120 or 180, and look best, are worth as much as can be. The file's first feature, the number of the day, is
+    left out: it only names the day.
+
+    Returns:
+        New arrays on each call, yours to change; the split is the file's own.
+
+    Source:
+        Prices of the Single Electricity Market Operator of Ireland; Ifrim, O'Sullivan and Simonis, "Properties of energy-
+        price forecasts for scheduling", CP 2012. Knapsack: Mandi et al., "Smart predict-and-optimize for hard
+        combinatorial optimization problems", AAAI 2020; file: ``Knapsack/Trainer/Data.npz`` of PredOpt/predopt-benchmarks
+        (MIT; Mandi et al., "Decision-focused learning: foundations, state of the art, benchmark and future
+        opportunities", JAIR 2024).
+    """
+    with (_DATA / "semo_prices.npz").open("rb") as file, np.load(file) as archive:
+        x = [archive[part].astype(np.float64).reshape(-1, 48, 9)[..., 1:] for part in ("x_train", "x_test")]
+        y = [archive[part].astype(np.float64).reshape(-1, 48) for part in ("y_train", "y_test")]
+        weights = archive["knapsack_weights"].astype(np.int64)
+    return SemoPrices(
+        ("holiday", "weekday", "week", "month", "forecast wind", "forecast load", "forecast price", "CO2 intensity"),
+        weights,
+        np.ascontiguousarray(x[0]),
+        y[0],
+        np.ascontiguousarray(x[1]),
+        y[1],
+    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,7 @@ import cvxpy as cp
 import numpy as np
 import pytest
 
-from bigrad.datasets import TextbookProblem, italy_power_demand, textbook
+from bigrad.datasets import TextbookProblem, italy_power_demand, semo_prices, textbook
 
 PROBLEMS = textbook()
 QUADRATIC = [problem for problem in PROBLEMS if problem.coefficients is not None]
@@ -61,6 +61,35 @@ def test_italy_gives_arrays_of_the_callers_own():
 def test_italy_refuses_an_empty_part(train):
     with pytest.raises(ValueError, match="choose 1 to 1095"):
         italy_power_demand(train=train)
+
+
+def test_semo_days_are_in_order_and_knapsacks():
+    days = semo_prices()
+    assert days.train_features.shape == (552, 48, len(days.features))
+    assert days.test_features.shape == (237, 48, len(days.features))
+    assert (days.train_values.shape, days.test_values.shape) == ((552, 48), (237, 48))
+    assert {days.train_features.dtype, days.test_values.dtype} == {np.dtype(np.float64)}
+    assert sorted(days.weights) == [3] * 16 + [5] * 16 + [7] * 16
+    for part in (days.train_features, days.test_features):
+        weekday = part[:, 0, days.features.index("weekday")]
+        assert (np.diff(weekday) % 7 == 1).mean() > 0.95  # a day or two are missing here and there
+        assert set(part[..., days.features.index("holiday")].ravel()) == {0.0, 1.0}
+        assert part[..., days.features.index("month")].max() == 12
+
+
+def test_semo_values_are_prices_times_weights():
+    days = semo_prices()
+    price = days.train_values / days.weights
+    by_weight = [price[:, days.weights == weight].mean() for weight in (3, 5, 7)]
+    np.testing.assert_allclose(by_weight, price.mean(), rtol=0.06)  # other half-hours are dear for each weight
+    forecast = days.train_features[..., days.features.index("forecast price")]
+    assert np.corrcoef(forecast.ravel(), price.ravel())[0, 1] > 0.6
+    assert (days.train_values >= 0).all()
+
+
+def test_semo_gives_arrays_of_the_callers_own():
+    semo_prices().train_values[:] = 0
+    assert semo_prices().train_values.any()
 
 
 def test_textbook_is_complete():

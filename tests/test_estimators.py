@@ -660,6 +660,26 @@ def test_wrong_settings_are_refused():
         bg.Perturbed(samples=2, antithetic=True)(cheapest)(leaf(COSTS))
 
 
+def test_costs_whose_sum_overflows_their_dtype_are_finite():
+    costs = torch.tensor([[3e38, 2e38, 3e38]], dtype=torch.float32)
+    assert bg.Interpolate()(bg.TopK(3, 1))(costs).tolist() == [[1, 0, 0]]
+    with pytest.raises(bg.InputError, match=r"at items \[1\]"):
+        bg.Interpolate()(bg.TopK(3, 1))(torch.tensor([[1.0, 2.0, 3.0], [np.inf, -np.inf, 0.0]]))
+
+
+def test_costs_and_gradients_may_lie_in_memory_in_any_order():
+    costs = torch.arange(6.0).reshape(3, 2).mT.clone(memory_format=torch.preserve_format)
+    assert not costs.is_contiguous()
+    top = bg.Interpolate()(bg.TopK(3, 1))
+    found = []
+    for given in (costs, costs.contiguous()):
+        given = given.detach().requires_grad_()
+        values = top(given)
+        (values.mT @ torch.ones(len(values))).square().sum().backward()
+        found.append((values, given.grad))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
 def test_programs_that_have_no_oracle_refuse_estimators():
     import cvxpy as cp
 

@@ -9,7 +9,9 @@ import pytest
 import torch
 from scipy.optimize import brentq
 
-from bigrad.datasets import italy_power_demand
+import bigrad as bg
+from bigrad.datasets import italy_power_demand, semo_prices
+from bigrad.losses import Solved
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -73,3 +75,42 @@ def test_tariff_gradient_is_that_of_the_realised_cost(tariff):
     with torch.no_grad():
         ahead, behind = (tariff.realised(layer, expected + s, days).cost for s in (step, -step))
     np.testing.assert_allclose(gradient @ direction, (ahead - behind) / 2e-5, rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def energy() -> ModuleType:
+    return load("energy_knapsack")
+
+
+def test_energy_prints_its_tables_and_saves_its_picture(energy, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    torch.manual_seed(5)
+    regret = energy.main(capacities=(60, 120), seeds=2, epochs=2, days=40, models=(False, True), folder=tmp_path)
+    printed = capsys.readouterr().out
+    assert "32 days to train on,\n8 to choose the epoch by, and the file's own 237 later days" in printed
+    assert "does not see the weights" in printed
+    assert "knows the weights" in printed
+    assert set(regret) == {*energy.losses(bg.Knapsack([1.0], 1)), "market's forecast × weight", "item's mean value"}
+    for name, found in regret.items():
+        assert printed.count(f"\n{name} ") == 2
+        assert found.shape == (2, 1 if name in ("market's forecast × weight", "item's mean value") else 2)
+        assert found.min() > 0
+    assert (tmp_path / "energy_knapsack.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_energy_decision_focused_training_beats_two_stage(energy):
+    """On the ordinary split, a few epochs: the order that the example shows."""
+    runs = energy.compare(semo_prices(), capacity=120, seed=0, epochs=4)
+    regret = {name: run.regret.mean().item() for name, run in runs.items()}
+    assert regret["SPO+"] < 0.7 * regret["two-stage"]
+    assert regret["blackbox"] < 0.7 * regret["two-stage"]
+
+
+def test_energy_regret_is_the_loss_of_value_of_the_items_taken(energy):
+    """Against knapsacks enumerated by hand, two items out of three."""
+    knapsack = bg.Knapsack([3.0, 5.0, 7.0], 10)
+    true = torch.tensor([[4.0, 5.0, 6.0], [3.0, 1.0, 1.0]])  # best: items 0 and 2 (10), items 0 and 1 or 2 (4)
+    predicted = torch.tensor([[1.0, 4.0, 2.0], [0.0, 0.0, 9.0]])  # takes items 0 and 1 (9), item 2 (1)
+    best = energy.solved(knapsack, energy.Days(torch.zeros(2, 3, 1), true))
+    assert isinstance(best, Solved)
+    np.testing.assert_allclose(energy.regrets(knapsack, predicted, best), [100 / 7, 300 / 7], rtol=1e-6)

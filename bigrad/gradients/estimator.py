@@ -12,6 +12,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import isfinite
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -136,15 +137,19 @@ def items(costs: Tensor) -> tuple[bool, Tensor]:
         what = tuple(costs.shape) if isinstance(costs, Tensor) else type(costs).__name__
         raise InputError(f"Costs: needs a real torch tensor (n,) or (batch, n), not empty; got {what}.")
     rows = costs if costs.ndim == 2 else costs[None]
-    finite = rows.detach().isfinite().all(1)
-    if not bool(finite.all()):
-        raise InputError(f"Costs are NaN or infinite at items {(~finite).nonzero()[:8, 0].tolist()}.")
+    if not isfinite(rows.detach().sum().item()):  # one number for all; a sum may overflow where no cost is infinite
+        finite = rows.detach().isfinite().all(1)
+        if not bool(finite.all()):
+            raise InputError(f"Costs are NaN or infinite at items {(~finite).nonzero()[:8, 0].tolist()}.")
     return costs.ndim == 2, rows
 
 
 def plain(costs: Tensor) -> np.ndarray:
     """As a float64 array of its own."""
-    values: np.ndarray = costs.detach().double().cpu().numpy().copy()
+    import torch
+
+    own = costs.detach().to("cpu", torch.float64, copy=True, memory_format=torch.contiguous_format)
+    values: np.ndarray = own.numpy()
     return values
 
 
@@ -157,9 +162,9 @@ def attach_back(values: np.ndarray, back: Back, costs: Tensor) -> Tensor:
         if torch.is_grad_enabled():
             raise NotImplementedError("Estimated gradients have no second derivatives: leave out create_graph=True.")
         push = plain(cotangent)
-        finite = np.isfinite(push.reshape(len(push), -1)).all(1)
-        if not finite.all():
-            raise InputError(f"The loss's gradient is NaN or infinite at items {np.flatnonzero(~finite)[:8].tolist()}.")
+        if not np.isfinite(push).all():
+            lost = np.flatnonzero(~np.isfinite(push.reshape(len(push), -1)).all(1))
+            raise InputError(f"The loss's gradient is NaN or infinite at items {lost[:8].tolist()}.")
         return (torch.as_tensor(back(push), device=theta[0].device),)
 
     w, dtype = torch.as_tensor(values, device=costs.device), costs.dtype
@@ -203,8 +208,8 @@ def _checked(oracle: Oracle, costs: np.ndarray, answer: Callable[[np.ndarray], n
     if found.ndim not in (1, 2) or len(found) != len(rows):
         need = f"needs decisions ({len(rows)}, m) for costs {rows.shape}"
         raise InputError(f"{_name(oracle)}: {need}, got {found.shape}.")
-    finite = np.isfinite(found.reshape(len(rows), -1)).all(1)
-    if not finite.all():
+    if not np.isfinite(found).all():
+        finite = np.isfinite(found.reshape(len(rows), -1)).all(1)
         lost = sorted({int(k) // each for k in np.flatnonzero(~finite)})
         raise InputError(f"{_name(oracle)}: the decision is NaN or infinite at items {lost[:8]}.")
     return found.reshape(*lead, *found.shape[1:])

@@ -97,7 +97,8 @@ class AbstractLoss(ABC):
             need = "m" if any_width else rows.shape[1]
             shape = f"({len(rows)}, {need})" if batched else f"({need},)"
             raise InputError(f"{type(self).__name__}: needs a target {shape}, got {tuple(goal.shape[1 - batched :])}.")
-        if (lost := np.flatnonzero(~np.isfinite(goal).all(1))).size:
+        if not np.isfinite(goal).all():
+            lost = np.flatnonzero(~np.isfinite(goal).all(1))
             raise InputError(f"Targets are NaN or infinite at items {lost[:8].tolist()}.")
         return goal
 

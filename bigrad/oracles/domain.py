@@ -87,6 +87,8 @@ def count_items(name: str, **fields: tuple[np.ndarray, int]) -> int | None:
 
 def by_row(array: np.ndarray, dims: int, rows: int) -> np.ndarray:
     """One entry a row of the costs: (rows, *shape for one item)."""
+    if not dims:
+        return array.ravel().repeat(rows // array.size)
     if array.ndim == dims:
         return np.broadcast_to(array, (rows, *array.shape))
     return np.repeat(array, rows // len(array), 0)

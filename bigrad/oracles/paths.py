@@ -167,10 +167,13 @@ def follow(last: np.ndarray, tail: np.ndarray, target: np.ndarray, source: np.nd
     every, at, n = np.arange(len(target)), target, len(tail)
     taken = np.zeros((len(target), n + 1))  # those that have arrived take the last, which is none
     last[source, every] = n
-    ends, ways = np.r_[tail, 0], []
-    while (going := at != source).any():
-        ways.append(last[at, every])
-        at = np.where(going, ends[ways[-1]], source)
-    if ways:
-        taken[every, ways] = 1
+    arcs, ends, step = last.ravel(), np.concatenate([tail, source[:1]]), last.shape[1]
+    together, ways = bool((source == source[:1]).all()), [np.full(len(target), n)]
+    while True:
+        way = arcs.take(at * step + every)
+        if (way == n).all():
+            break
+        ways.append(way)
+        at = ends.take(way) if together else np.where(way == n, source, ends.take(way))
+    taken[every, ways] = 1
     return taken[:, :n]
