@@ -93,6 +93,12 @@ class Bounds:
         order = np.argsort(-ratio, axis=1, kind="stable")[:, :count]
         return Bounds(y @ game.d[i], p, order, np.take_along_axis(ratio, order, 1), game.weight[order])
 
+    def at(self, taken: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What the cheapest known answer costs at decisions (count, leader's), and its slopes."""
+        values = self.constant + taken @ self.full.T
+        cheapest = values.argmin(1)
+        return values[np.arange(len(taken)), cheapest], self.full[cheapest]
+
     def __call__(self, taken: np.ndarray, out: np.ndarray, left: np.ndarray, beaten: float) -> np.ndarray:
         """The bound of nodes: taken, out (nodes, leader's) bool; left (nodes,) of the budget. Where it falls to `beaten`,
         the node is not looked at further."""
@@ -152,6 +158,8 @@ def search(game: Games, follower: Oracle, known: Known, gap: float, time_limit: 
     open_: list[Front] = [Front.root(n) for _ in range(batch)]
 
     def ask(item: np.ndarray, x: np.ndarray) -> np.ndarray:
+        if not len(item):
+            return np.zeros((0, game.d.shape[1]))
         costs = game.costs(item, x)
         y = follower.solve(costs * follower.sense)
         value = (costs * y).sum(1) - (game.c[item] * x).sum(1)
@@ -175,17 +183,23 @@ def search(game: Games, follower: Oracle, known: Known, gap: float, time_limit: 
         size = np.where(np.isfinite(best), abs(best), 0.0)
         beaten = best + np.maximum(gap * size, LESS * (1 + size))
         live = [i for i in range(batch) if open_[i].prune(beaten[i])]
-        if not live or time.perf_counter() > end:
+        if not live or (time.perf_counter() > end and np.isfinite(best).all()):
             break
         fronts = [open_[i].take(WIDTH) for i in live]
         item = np.repeat(live, [len(f.bound) for f in fronts])
         taken, out = np.concatenate([f.taken for f in fronts]), np.concatenate([f.out for f in fronts])
-        y = ask(item, taken.astype(float))
         np.add.at(nodes, item, 1)
-        slopes = game.slopes(item, y)
+        slopes, unknown = np.zeros(taken.shape), np.ones(len(item), bool)
+        for i in live:
+            if i in bounds:  # an answer that is known shows that this decision itself is beaten: none need be asked for
+                own = np.flatnonzero(item == i)
+                values, p = bounds[i].at(taken[own])
+                unknown[own], slopes[own] = values > beaten[i], p
+        y = ask(item[unknown], taken[unknown].astype(float))
+        slopes[unknown] = game.slopes(item[unknown], y)
         for i in live:
             own = item == i
-            mine[i] = [*mine[i][-8 * KNOWN :], *y[own]]
+            mine[i] = [*mine[i][-8 * KNOWN :], *y[item[unknown] == i]]
             bounds[i] = Bounds.of(game, i, _unique(mine[i]))
             children = _children(game, taken[own], out[own], slopes[own])
             if len(children[0]):
