@@ -149,7 +149,9 @@ def argmin(problem: Any, *, costs: Mapping[str, Any] | None = None) -> Program:
     import cvxpy as cp
 
     if not isinstance(problem, cp.Problem):
-        raise DeclarationError(f"argmin(…): got a {type(problem).__name__}; give a cvxpy.Problem.")
+        raise DeclarationError(
+            f"argmin(…): got a {type(problem).__name__}; give a cvxpy.Problem, a cp_model.CpModel or a mathopt.Model."
+        )
     from bigrad.programs.single import declare
 
     return declare(problem, Auto())

@@ -8,6 +8,7 @@ else by HiGHS. Threads share the work of a batch: the engines release the interp
 from __future__ import annotations
 
 import queue
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -26,10 +27,17 @@ FEW = 8
 
 class Answers(NamedTuple):
     """values: (batch, variables), NaN where there are none. status: GLOBAL, INFEASIBLE_UPPER, UNBOUNDED_UPPER, TIME_LIMIT or
-    FAILED for each."""
+    FAILED for each. rounding: (batch,), see `bigrad.whole.rounding`; 0 where costs were not rounded."""
 
     values: np.ndarray
     status: np.ndarray
+    rounding: np.ndarray
+
+    @staticmethod
+    def of(found: Sequence[tuple[np.ndarray, Status, float]], size: int) -> Answers:
+        """One row an answer; size: variables."""
+        values = np.array([v for v, _, _ in found]).reshape(len(found), size)
+        return Answers(values, np.array([s for _, s, _ in found], dtype=object), np.array([r for _, _, r in found]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +63,7 @@ class Mip:
                 found = [engine.solve(costs[i], None if shift is None else shift[i], time_limit) for i in items]
             finally:
                 self._idle.put(engine)
-            return Answers(np.array([v for v, _ in found]), np.array([s for _, s in found], dtype=object))
+            return Answers.of(found, costs.shape[1])
 
         parts = thread_map(part, len(costs), FEW)
         return Answers(*(np.concatenate(column) for column in zip(*parts, strict=True)))
@@ -93,8 +101,8 @@ class _Engine:
         self.highs.passModel(lp)
         self.whole = whole.build(mip.lower, mip.upper, mip.rows) if mip.integer.all() else None
 
-    def solve(self, costs: np.ndarray, shift: np.ndarray | None, time_limit: float) -> tuple[np.ndarray, Status]:
-        """One program: its relaxation, and itself where that is not integral."""
+    def solve(self, costs: np.ndarray, shift: np.ndarray | None, time_limit: float) -> tuple[np.ndarray, Status, float]:
+        """One program: its relaxation, and itself where that is not integral; by how much rounded costs may mislead it."""
         mip, highs = self.mip, self.highs
         highs.changeColsCost(len(costs), self.columns, costs)
         if shift is not None and len(shift):
@@ -103,16 +111,28 @@ class _Engine:
         values, status = self._run(relaxed=True)
         highs.setOptionValue("simplex_strategy", 4 if shift is None else 0)  # the last basis stays primal feasible
         if status is not Status.GLOBAL and status is not Status.UNBOUNDED_UPPER:
-            return values, status
+            return values, status, 0.0
         nearest = np.rint(values[mip.integer])
         if status is Status.GLOBAL and (abs(values[mip.integer] - nearest) <= WHOLE).all():
-            values[mip.integer] = nearest
-            return values, status
+            return (values if (values[mip.integer] == nearest).all() else self._exact(values)), status, 0.0
         if self.whole is not None:
-            return self.whole.solve(costs, whole.shifted(mip.rows, shift), time_limit)
+            values, status = self.whole.solve(costs, whole.shifted(mip.rows, shift), time_limit)
+            return values, status, whole.rounding(costs, self.whole.reach)
         values, status = self._run(relaxed=False)
-        values[mip.integer] = np.rint(values[mip.integer])
-        return values, status
+        return (self._exact(values) if status.ok else values), status, 0.0
+
+    def _exact(self, values: np.ndarray) -> np.ndarray:
+        """The answer with its integers whole, and the continuous variables solved for once more with these held."""
+        mip, highs = self.mip, self.highs
+        places = self.columns[mip.integer]
+        values[mip.integer] = held = np.rint(values[mip.integer])
+        if mip.integer.all():
+            return values
+        highs.changeColsBounds(len(places), places, held, held)
+        again, status = self._run(relaxed=True)
+        highs.changeColsBounds(len(places), places, mip.lower[mip.integer], mip.upper[mip.integer])
+        again[mip.integer] = held
+        return again if status.ok else values
 
     def _run(self, relaxed: bool) -> tuple[np.ndarray, Status]:
         highs, ends = self.highs, self.ends

@@ -13,6 +13,7 @@ from bigrad.combinatorial import Combinatorial
 from bigrad.mip import FEW, Answers, Mip
 from bigrad.nested import Rows
 from bigrad.parallel import thread_map
+from bigrad.whole import rounding
 
 
 class Player(Protocol):
@@ -51,20 +52,21 @@ class Reasoned:
         full[:, self.own] = costs
         places = np.arange(size)[self.others].tolist()
 
-        def part(items: np.ndarray) -> list[Any]:
+        def part(items: np.ndarray) -> Answers:
             try:
                 engine = self._idle.get_nowait()
             except queue.Empty:
                 engine = self.models.build(self.leader, True)
-            found = [
-                engine.solve(full[i], None, time_limit, dict(zip(places, other[i].tolist(), strict=True)))
-                for i in items
-            ]
+            found = []
+            for i in items:
+                held = dict(zip(places, other[i].tolist(), strict=True))
+                values, status = engine.solve(full[i], None, time_limit, held)
+                found.append((values[self.own], status, rounding(full[i], engine.reach)))
             self._idle.put(engine)
-            return found
+            return Answers.of(found, costs.shape[1])
 
-        answers = [a for found in thread_map(part, len(costs), FEW) for a in found]
-        return Answers(np.array([v[self.own] for v, _ in answers]), np.array([s for _, s in answers], dtype=object))
+        parts = thread_map(part, len(costs), FEW)
+        return Answers(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
 def player(form: Combinatorial, leader: bool) -> Player:

@@ -99,6 +99,4 @@ class Cuts(AbstractSolver):
         costs = form.on_level(theta, True, nobody)
         answers = player(form, True).solve(costs, nobody, self.time_limit)
         seconds = (time.perf_counter() - start) / max(batch, 1)
-        return [
-            Found(s, v if s.ok else None, seconds=seconds) for v, s in zip(answers.values, answers.status, strict=True)
-        ]
+        return [Found(s, v if s.ok else None, seconds=seconds, rounding=r) for v, s, r in zip(*answers, strict=True)]
