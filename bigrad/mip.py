@@ -140,10 +140,14 @@ class _Engine:
             highs.changeColsIntegrality(len(self.columns), self.columns, self.kinds)
         highs.run()
         end = highs.getModelStatus()
-        if end == ends.kUnboundedOrInfeasible:  # presolve's word for either: the simplex method tells them apart
+        if end not in (ends.kOptimal, ends.kInfeasible, ends.kTimeLimit):
+            # presolve's word for unbounded or infeasible, or a warm start that went astray: afresh, by the dual simplex method
+            highs.clearSolver()
             highs.setOptionValue("presolve", "off")
+            highs.setOptionValue("simplex_strategy", 1)
             highs.run()
             highs.setOptionValue("presolve", "choose")
+            highs.setOptionValue("simplex_strategy", 0)
             end = highs.getModelStatus()
         status = {
             ends.kOptimal: Status.GLOBAL,
