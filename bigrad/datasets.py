@@ -10,21 +10,22 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bigrad.mibs import MibsProblem, read_mibs
 from bigrad.networks import TollNetwork, toll_grid
 
 if TYPE_CHECKING:
     import cvxpy as cp
 
+    from bigrad.program import Program
+
 __all__ = [
     "Coefficients",
     "ItalyPowerDemand",
-    "MibsProblem",
     "Quadratic",
     "Rows",
     "SemoPrices",
@@ -348,3 +349,21 @@ def _problem(entry: dict[str, Any]) -> TextbookProblem:
         y_star=array(entry["y_star"]),
         f_star=entry.get("f_star"),
     )
+
+
+def read_mibs(path: str | Path) -> Program:
+    """The program of an instance in MibS's format (BOBILib's), to be minimised by the leader.
+
+    path: NAME.mps, NAME.aux or NAME: both files are read, index-based or name-based, the interdiction form too
+    (`bigrad/mibs.py` has the format). The columns' names stand for the variables, `solution["x1"]`; the objectives'
+    coefficients are the inputs `leader` (all columns, the leader's first) and `follower` (its own), `follower` alone where
+    the leader removes columns: it stands against the follower.
+
+    Raises FileNotFoundError where one of the files is not there, InputError for one that breaks the format.
+    """
+    from bigrad import mibs
+    from bigrad.auto import Auto
+    from bigrad.programs.nested import declare
+
+    problem = mibs.read_mibs(path)
+    return declare(problem.nested, problem.leader_names, problem.follower_names, Auto())

@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.sparse as sp
+import torch
 from scipy.optimize import linprog
 
+import bigrad as bg
 from bigrad import CapabilityError, InputError, Status
 from bigrad.exact.answers import Pool
 from bigrad.exact.nested import refusal, search
@@ -448,3 +450,22 @@ def test_shortest_path_interdiction_is_dualised_and_right(seed, raised):
     assert found.road == "dual"
     assert found.status is Status.GLOBAL
     assert found.value == pytest.approx(-best)
+
+
+@pytest.mark.parametrize("name", ["moore90", "knapsack__10_ITEMS_1000__K5010W01.KNP"])
+def test_a_file_is_a_program(name):
+    program = bg.datasets.read_mibs(DATA / name)
+    solution = program.solve(verify=True)
+    known = {i["name"]: i["optimum"] for i in json.loads((DATA / "answers.json").read_text("utf-8"))["instances"]}
+    assert solution.status is Status.GLOBAL
+    assert solution.value == pytest.approx(known[name])
+    assert solution.stats.follower_gap == pytest.approx(0, abs=1e-9)
+    names = [u.name for u in program.unknowns]
+    assert solution[names].shape == (len(names),)
+    costs = {i.name: torch.tensor(np.stack([i.value, 2 * i.value]), requires_grad=True) for i in program.inputs}
+    one, two = bg.Layer(program, variables=[names], gradient=bg.Identity())(*costs.values())[0]
+    nested = program.combinatorial.at([i.value for i in program.inputs])
+    n = nested.leaders
+    assert nested.leader(one.detach().numpy()[:n], one.detach().numpy()[n:]) == pytest.approx(known[name])
+    (one + two).sum().backward()
+    assert all(c.grad.isfinite().all() for c in costs.values())

@@ -157,6 +157,7 @@ INSIDE = {
         {"ball"},
         {"cvxpy", "ortools", "torch"},
         {"merged"},
+        {"nested"},
         {"linked"},
         {"cpsat", "elements", "mathopt"},
         {"level"},

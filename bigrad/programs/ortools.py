@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from bigrad.combinatorial import Combinatorial
-from bigrad.nested import Nested
 from bigrad.oracle import Oracle
 from bigrad.program import Input, Program, Solver, Unknown, listed
 from bigrad.programs import elements
 from bigrad.programs.level import Level
 from bigrad.programs.linked import Linked, assemble, link
+from bigrad.programs.nested import Source
 from bigrad.solution import DeclarationError
 
 
@@ -83,7 +83,7 @@ def declare(
         False,
         "it is combinatorial",
         None,
-        Source(form, linked),
+        Source(form, None if below is None else below.sense),
         default,
         (declare, (leader, follower, copies, responds, costs, default)),
         combinatorial=form,
@@ -127,58 +127,3 @@ def _shown(linked: Linked, form: Combinatorial, copies: Any, responds: Any) -> t
     level, at = linked.follower, linked.follower_at
     answers = list(responds) or [level.variables.handle(k) for k in np.flatnonzero(at >= linked.leaders).tolist()]
     return (list(copies) or owners, answers)
-
-
-class Source:
-    """The models after the declaration: the follower's objective, and its gap by an independent solver."""
-
-    def __init__(self, form: Combinatorial, linked: Linked):
-        self.form, self.linked = form, linked
-
-    def publish(self, values: Mapping[Any, np.ndarray | None]) -> None:
-        """Nothing: OR-Tools' variables hold no values."""
-
-    def _at(self, inputs: Mapping[Any, np.ndarray], values: Any) -> tuple[Any, np.ndarray, np.ndarray]:
-        from bigrad.affine import flatten
-
-        nested = self.form.at([flatten(np.asarray(v, dtype=float), np.ndim(v)) for v in inputs.values()])
-        return nested, values.w[: nested.leaders], values.w[nested.leaders :]
-
-    def lower_value(self, inputs: Mapping[Any, np.ndarray], values: Mapping[Any, np.ndarray]) -> float:
-        """The follower's objective in its own sense; NaN with one level."""
-        if self.linked.follower is None:
-            return np.nan
-        nested, x, y = self._at(inputs, values)
-        return self.linked.follower.sense * nested.follower(x, y)
-
-    def follower_gap(self, inputs: Mapping[Any, np.ndarray], values: Mapping[Any, np.ndarray]) -> float:
-        """The follower's objective minus its optimum at x, in the minimised sense; Inf where none is found."""
-        if self.linked.follower is None:
-            return 0.0
-        nested, x, y = self._at(inputs, values)
-        costs = nested.follower.on_follower(x)
-        best = self._best(nested, costs, x)
-        return np.inf if best is None else float(costs @ (y - best))
-
-    def _best(self, nested: Nested, costs: np.ndarray, x: np.ndarray) -> np.ndarray | None:
-        """The follower's answer by another solver: scipy's for rows, CP-SAT with all that it has learned forgotten for other
-        constraints, the oracle itself for an oracle."""
-        n, form = nested.leaders, self.form
-        if form.follower is not None:
-            return np.asarray(form.follower.solve((form.follower.sense * costs)[None])[0])
-        if form.models is not None:
-            full = np.concatenate([np.zeros(n), costs])
-            w, status = form.models.build(False, True).solve(full, held=dict(enumerate(x.tolist())))
-            return w[n:] if status.ok else None
-        from scipy.optimize import Bounds, LinearConstraint, milp
-
-        rows = nested.follower_rows
-        shift = rows.matrix[:, :n] @ x
-        constraint = LinearConstraint(rows.matrix[:, n:], rows.lower - shift, rows.upper - shift)
-        bounds = Bounds(nested.lower[n:], nested.upper[n:])
-        found = milp(costs, constraints=constraint, bounds=bounds, integrality=nested.integer[n:].astype(int))
-        return None if found.x is None else np.asarray(found.x)
-
-    def infeasible(self, inputs: Mapping[Any, np.ndarray]) -> int | None:
-        """Not asked: there is one follower."""
-        return None
