@@ -1,8 +1,8 @@
-"""One mixed-integer linear program, solved many times with other costs and other right sides.
+"""One mixed-integer linear program, solved for a whole batch of other costs and other right sides.
 
-HiGHS keeps the basis of its last linear relaxation, so a network program, whose relaxation is integral, costs a few pivots;
-only where the relaxation is fractional is the integer program solved, by CP-SAT where all is bounded and whole numbers,
-else by HiGHS. Threads share the work of a batch: the engines release the interpreter's lock.
+HiGHS starts from its last basis, so that a network program, whose relaxation is integral, costs a few pivots; where branching
+on a few nodes does not settle it, CP-SAT takes over if all is bounded and whole numbers, else HiGHS's own search. Threads share
+the work of a batch: the engines release the interpreter's lock.
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bigrad import whole
+from bigrad.milp import End, Milp, Optimum
 from bigrad.nested import Rows
 from bigrad.parallel import thread_map
 from bigrad.solution import Status
 
-WHOLE = 1e-7
-"""An integer variable this close to a whole number is one."""
 FEW = 8
 """Programs that a thread of its own is worth."""
 
@@ -78,86 +77,40 @@ class Mip:
         return Mip, (self.lower, self.upper, self.integer, self.rows)
 
 
+ENDS = {
+    End.OPTIMAL: Status.GLOBAL,
+    End.INFEASIBLE: Status.INFEASIBLE_UPPER,
+    End.UNBOUNDED: Status.UNBOUNDED_UPPER,
+    End.LATE: Status.TIME_LIMIT,
+    End.BROKEN: Status.FAILED,
+}
+
+
 class _Engine:
-    """One thread's HiGHS."""
+    """One thread's HiGHS, and CP-SAT beyond it."""
 
     def __init__(self, mip: Mip):
-        import highspy
-
-        self.mip, self.highs = mip, highspy.Highs()
-        for name, value in (("output_flag", False), ("threads", 1), ("random_seed", 0), ("mip_rel_gap", 0.0)):
-            self.highs.setOptionValue(name, value)
-        lp, matrix = highspy.HighsLp(), mip.rows.matrix.tocsr()
-        lp.num_col_, lp.num_row_ = matrix.shape[1], matrix.shape[0]
-        lp.col_cost_ = np.zeros(matrix.shape[1])
-        lp.col_lower_, lp.col_upper_ = mip.lower, mip.upper
-        lp.row_lower_, lp.row_upper_ = mip.rows.lower, mip.rows.upper
-        lp.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
-        lp.a_matrix_.start_, lp.a_matrix_.index_, lp.a_matrix_.value_ = matrix.indptr, matrix.indices, matrix.data
-        self.columns = np.arange(matrix.shape[1], dtype=np.int32)
-        self.row_places = np.arange(matrix.shape[0], dtype=np.int32)
-        self.kinds = mip.integer.astype(np.uint8)
-        self.ends = highspy.HighsModelStatus
-        self.highs.passModel(lp)
-        self.whole = whole.build(mip.lower, mip.upper, mip.rows) if mip.integer.all() else None
+        self.mip, rows = mip, mip.rows
+        self.milp = Milp(
+            np.zeros(len(mip.lower)), rows.matrix, rows.lower, rows.upper, mip.lower, mip.upper, mip.integer
+        )
+        self.whole = whole.build(mip.lower, mip.upper, rows) if mip.integer.all() else None
 
     def solve(self, costs: np.ndarray, shift: np.ndarray | None, time_limit: float) -> tuple[np.ndarray, Status, float]:
-        """One program: its relaxation, and itself where that is not integral; by how much rounded costs may mislead it."""
-        mip, highs = self.mip, self.highs
-        highs.changeColsCost(len(costs), self.columns, costs)
-        if shift is not None and len(shift):
-            highs.changeRowsBounds(len(shift), self.row_places, mip.rows.lower - shift, mip.rows.upper - shift)
-        highs.setOptionValue("time_limit", highs.getRunTime() + time_limit)  # its clock runs on from solve to solve
-        values, status = self._run(relaxed=True)
-        highs.setOptionValue("simplex_strategy", 4 if shift is None else 0)  # the last basis stays primal feasible
-        if status is not Status.GLOBAL and status is not Status.UNBOUNDED_UPPER:
-            return values, status, 0.0
-        nearest = np.rint(values[mip.integer])
-        if status is Status.GLOBAL and (abs(values[mip.integer] - nearest) <= WHOLE).all():
-            return (values if (values[mip.integer] == nearest).all() else self._exact(values)), status, 0.0
-        if self.whole is not None:
-            values, status = self.whole.solve(costs, whole.shifted(mip.rows, shift), time_limit)
-            return values, status, whole.rounding(costs, self.whole.reach)
-        values, status = self._run(relaxed=False)
-        return (self._exact(values) if status.ok else values), status, 0.0
+        """One program: values, status, and by how much rounded costs may mislead them."""
+        rows, rounded = self.mip.rows, 0.0
+        self.milp.costs(costs)
+        if shift is not None:
+            self.milp.row_bounds(rows.lower - shift, rows.upper - shift)
 
-    def _exact(self, values: np.ndarray) -> np.ndarray:
-        """The answer with its integers whole, and the continuous variables solved for once more with these held."""
-        mip, highs = self.mip, self.highs
-        places = self.columns[mip.integer]
-        values[mip.integer] = held = np.rint(values[mip.integer])
-        if mip.integer.all():
-            return values
-        highs.changeColsBounds(len(places), places, held, held)
-        again, status = self._run(relaxed=True)
-        highs.changeColsBounds(len(places), places, mip.lower[mip.integer], mip.upper[mip.integer])
-        again[mip.integer] = held
-        return again if status.ok else values
+        def beyond(seconds: float) -> Optimum:
+            nonlocal rounded
+            assert self.whole is not None
+            rounded = whole.rounding(costs, self.whole.reach)
+            v, status = self.whole.solve(costs, whole.shifted(rows, shift), max(seconds, 0.0))
+            end = next(e for e, s in ENDS.items() if s is status)
+            return Optimum(end, float(costs @ v), v if status.ok else None)
 
-    def _run(self, relaxed: bool) -> tuple[np.ndarray, Status]:
-        highs, ends = self.highs, self.ends
-        if not relaxed:
-            highs.changeColsIntegrality(len(self.columns), self.columns, self.kinds)
-        highs.run()
-        end = highs.getModelStatus()
-        if end not in (ends.kOptimal, ends.kInfeasible, ends.kTimeLimit):
-            # presolve's word for unbounded or infeasible, or a warm start that went astray: afresh, by the dual simplex method
-            highs.clearSolver()
-            highs.setOptionValue("presolve", "off")
-            highs.setOptionValue("simplex_strategy", 1)
-            highs.run()
-            highs.setOptionValue("presolve", "choose")
-            highs.setOptionValue("simplex_strategy", 0)
-            end = highs.getModelStatus()
-        status = {
-            ends.kOptimal: Status.GLOBAL,
-            ends.kInfeasible: Status.INFEASIBLE_UPPER,
-            ends.kUnbounded: Status.UNBOUNDED_UPPER,
-            ends.kTimeLimit: Status.TIME_LIMIT,
-        }.get(end, Status.FAILED)
-        found = (
-            np.array(highs.getSolution().col_value) if status is Status.GLOBAL else np.full(len(self.columns), np.nan)
-        )
-        if not relaxed:
-            highs.changeColsIntegrality(len(self.columns), self.columns, np.zeros_like(self.kinds))
-        return found, status
+        found = self.milp.solve(time_limit, beyond if self.whole else None)
+        values = np.full(len(costs), np.nan) if found.v is None else found.v + 0.0
+        return values, ENDS[found.end], rounded

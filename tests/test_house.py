@@ -100,7 +100,7 @@ LADDER = [
     {"memory", "program"},
     {"player"},
     {"combinatorial", "mip", "sensitivity"},
-    {"mibs", "whole"},
+    {"mibs", "milp", "whole"},
     {"nested", "oracle", "quadratic"},
     {"linear", "parallel", "processes", "sparse"},
     {"affine", "exchange"},
@@ -116,7 +116,6 @@ INSIDE = {
         {"tree"},
         {"dual", "knapsack", "master", "optimality", "second"},
         {"answers", "cutting"},
-        {"milp"},
     ],
     "solvers": [
         {"certificate"},

@@ -38,7 +38,7 @@ def test_answers_are_those_of_fresh_solves(seed, integers):
                 assert np.isnan(found.values[k]).all()
                 continue
             assert found.status[k] is Status.GLOBAL
-            assert c @ found.values[k] == pytest.approx(fresh.fun, abs=1e-6)
+            assert c @ found.values[k] == pytest.approx(fresh.fun, abs=3e-6)  # HiGHS keeps rows to 1e-6
             at = program.rows.matrix @ found.values[k]
             assert (at >= program.rows.lower - by - 1e-6).all()
             assert (at <= program.rows.upper - by + 1e-6).all()

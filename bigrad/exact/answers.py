@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse as sp
 
-from bigrad.exact.milp import End, Milp
+from bigrad.milp import End, Milp
 from bigrad.nested import Nested, Rows
 from bigrad.solution import InputError
 

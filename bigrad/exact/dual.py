@@ -18,7 +18,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from bigrad.exact.answers import Follower, outer
-from bigrad.exact.milp import End, Milp, Optimum
+from bigrad.milp import End, Milp, Optimum
 from bigrad.nested import Nested
 
 

@@ -17,9 +17,9 @@ import numpy as np
 from bigrad.exact import dual, knapsack
 from bigrad.exact.answers import Follower, Pool, Responder, joined
 from bigrad.exact.cutting import Found
-from bigrad.exact.milp import End, Milp
 from bigrad.exact.optimality import conditions
 from bigrad.exact.second import opinion
+from bigrad.milp import End, Milp
 from bigrad.nested import Nested
 from bigrad.solution import CapabilityError, Status
 from bigrad.solvers import sos

@@ -22,7 +22,7 @@ from pyscipopt import SCIP_RESULT, quicksum
 
 from bigrad.exact.answers import CLOSE, Pool, Responder, outer, slack
 from bigrad.exact.master import SOLVED, Master, terms
-from bigrad.exact.milp import INTEGRALITY, End
+from bigrad.milp import INTEGRALITY, End
 
 SEARCHING = 9
 """SCIP's stage number while it branches."""

@@ -17,8 +17,8 @@ import scipy.sparse as sp
 from bigrad.exact.answers import Follower, Pool, Responder
 from bigrad.exact.cutting import Found
 from bigrad.exact.master import Master
-from bigrad.exact.milp import Milp
 from bigrad.exact.tree import Rational, Record
+from bigrad.milp import Milp
 from bigrad.nested import Nested
 from bigrad.solution import Status
 

@@ -11,6 +11,7 @@ Huangfu and Hall, "Parallelizing the dual revised simplex method", 2018.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -68,6 +69,7 @@ class Milp:
             "output_flag": False,
             "threads": 1,
             "random_seed": seed,
+            "simplex_strategy": 0,  # primal where the last basis stays feasible, else dual
             "mip_rel_gap": 0.0,
             "mip_abs_gap": 1e-9,
             "primal_feasibility_tolerance": 1e-9,
@@ -106,21 +108,21 @@ class Milp:
         self._low, self._high = low.astype(float), high.astype(float)
         self._highs.changeColsBounds(self.size, self._all[: self.size], self._low, self._high)
 
-    def solve(self, seconds: float = np.inf) -> Optimum:
-        """Solve it as it stands."""
+    def solve(self, seconds: float = np.inf, beyond: Callable[[float], Optimum] | None = None) -> Optimum:
+        """Solve it as it stands. beyond: what searches, for so many seconds, where the relaxation is not integral."""
         if not self.accepted:
             return Optimum(End.BROKEN, np.nan, None)
         end = time.perf_counter() + seconds
         if not len(self._whole):
             return self._run(end)
-        found = self._branch(end) or self._search(end)
-        if found.end in (
-            End.UNBOUNDED,
-            End.BROKEN,
-        ):  # a ray of the relaxation is one of the program if that has a point
+        found = self._branch(end, SMALL if beyond is None else 1)
+        if found is None and beyond is not None:
+            return beyond(end - time.perf_counter())
+        found = found or self._search(end)
+        if found.end in (End.UNBOUNDED, End.BROKEN):  # a ray of the relaxation is the program's if that has a point
             costs = np.array(self._highs.getLp().col_cost_)
             self.costs(np.zeros(self.size))
-            point = self._branch(end) or self._search(end)
+            point = self._branch(end, SMALL) or self._search(end)
             self.costs(costs)
             end_ = found.end if point.end is End.OPTIMAL else point.end
             found = Optimum(end_, np.nan, None)
@@ -158,18 +160,20 @@ class Milp:
         v = np.array(highs.getSolution().col_value)
         return Optimum(end, float(highs.getInfo().objective_function_value), v)
 
-    def _branch(self, until: float) -> Optimum | None:
-        """Depth first on the most fractional variable; None if that takes too long."""
+    def _branch(self, until: float, most: int) -> Optimum | None:
+        """Depth first on the most fractional variable; None if that takes more than `most` nodes."""
         highs, whole = self._highs, self._whole
         best = Optimum(End.INFEASIBLE, np.nan, None)
-        stack, nodes = [(self._low[whole], self._high[whole])], 0
+        stack, nodes, moved = [(self._low[whole], self._high[whole])], 0, False
         try:
             while stack:
                 low, high = stack.pop()
                 nodes += 1
-                if nodes > SMALL:
+                if nodes > most:
                     return None
-                highs.changeColsBounds(len(whole), whole, low, high)
+                if nodes > 1:  # the root has the model's own
+                    moved = True
+                    highs.changeColsBounds(len(whole), whole, low, high)
                 found = self._run(until)
                 if found.end is End.INFEASIBLE:
                     continue
@@ -182,6 +186,7 @@ class Milp:
                 k = int(off.argmax())
                 if off[k] <= INTEGRALITY:
                     if off[k] > 0:
+                        moved = True
                         found = self._rounded(found, until)
                     if found.v is not None:
                         best = found
@@ -190,7 +195,8 @@ class Milp:
                 down[1][k], up[0][k] = np.floor(z[k]), np.ceil(z[k])
                 stack.extend([up, down] if z[k] - np.floor(z[k]) < 0.5 else [down, up])
         finally:
-            highs.changeColsBounds(len(whole), whole, self._low[whole], self._high[whole])
+            if moved:
+                highs.changeColsBounds(len(whole), whole, self._low[whole], self._high[whole])
         return best
 
     def _rounded(self, found: Optimum, until: float) -> Optimum:
@@ -202,7 +208,10 @@ class Milp:
             return found
         self._highs.changeColsBounds(len(whole), whole, v[whole], v[whole])
         again = self._run(until)
-        return again if again.v is not None else Optimum(found.end, found.value, v)
+        if again.v is None:
+            return Optimum(found.end, found.value, v)
+        again.v[whole] = v[whole]
+        return again
 
     def _search(self, until: float) -> Optimum:
         """HiGHS's own search."""
