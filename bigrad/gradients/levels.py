@@ -160,7 +160,7 @@ class Level(Oracle):
     def solve(self, costs: np.ndarray) -> np.ndarray:
         """See Oracle.solve; raises InputError where a level has no solution."""
         form = self.form
-        if self.known is not None and np.array_equal(costs, self.held):
+        if self.known is not None and self.held is not None and np.array_equal(costs, self.held):
             return self.known
         held = np.repeat(self.other, len(costs) // len(self.other), 0)
         if form.follower is not None and not self.leader:
