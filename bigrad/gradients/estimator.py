@@ -38,6 +38,8 @@ class AbstractEstimator(AbstractGradient):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"costs"})
+    asks: ClassVar[bool] = True
+    """Whether its gradient rests on decisions at other costs."""
 
     @abstractmethod
     def estimate(self, oracle: Oracle, costs: np.ndarray) -> tuple[np.ndarray, Back]:
@@ -45,6 +47,10 @@ class AbstractEstimator(AbstractGradient):
 
         Raises InputError, with the item, for what the oracle cannot take.
         """
+
+    def unit(self, costs: np.ndarray) -> np.ndarray | float:
+        """What its Jacobian must be divided by to be one per unit of these costs, (batch, n): (batch, 1), or one for all."""
+        return 1.0
 
     def __call__(self, oracle: Oracle | Function, maximise: bool = False) -> Differentiable:
         """The differentiable function. maximise: whether a Python function maximises; an Oracle knows its sense."""

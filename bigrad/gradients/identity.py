@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -21,6 +22,9 @@ from bigrad.oracle import Oracle
 
 class AbstractProjection(ABC):
     """A map of costs that leaves decisions as they are."""
+
+    scales: ClassVar[bool] = True
+    """Whether P(c) is the same for 2 c, so that its derivative knows the size of c."""
 
     @abstractmethod
     def forward(self, costs: np.ndarray) -> np.ndarray:
@@ -34,6 +38,8 @@ class AbstractProjection(ABC):
 @dataclass(frozen=True)
 class MeanFree(AbstractProjection):
     """c - mean(c): for one player whose decisions all have the same number of ones."""
+
+    scales: ClassVar[bool] = False
 
     def forward(self, costs: np.ndarray) -> np.ndarray:
         """See AbstractProjection.forward."""
@@ -79,7 +85,12 @@ class Identity(AbstractEstimator):
     decisions (products of a leader's and a follower's variable are), and defined between them.
     """
 
+    asks: ClassVar[bool] = False
     projection: AbstractProjection | None = None
+
+    def unit(self, costs: np.ndarray) -> np.ndarray | float:
+        """|c|, unless the projection divides by it already."""
+        return 1.0 if self.projection is not None and self.projection.scales else _norm(costs)
 
     def estimate(self, oracle: Oracle, costs: np.ndarray) -> tuple[np.ndarray, Back]:
         """See AbstractEstimator.estimate."""
