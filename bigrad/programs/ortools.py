@@ -13,6 +13,7 @@ from bigrad.nested import Nested
 from bigrad.oracle import Oracle
 from bigrad.program import Input, Program, Solver, Unknown, listed
 from bigrad.programs import elements
+from bigrad.programs.answer import best
 from bigrad.programs.level import Level
 from bigrad.programs.linked import Linked, assemble, link
 from bigrad.solution import DeclarationError
@@ -157,8 +158,8 @@ class Source:
             return 0.0
         nested, x, y = self._at(inputs, values)
         costs = nested.follower.on_follower(x)
-        best = self._best(nested, costs, x)
-        return np.inf if best is None else float(costs @ (y - best))
+        found = self._best(nested, costs, x)
+        return np.inf if found is None else float(costs @ (y - found))
 
     def _best(self, nested: Nested, costs: np.ndarray, x: np.ndarray) -> np.ndarray | None:
         """The follower's answer by another solver: scipy's for rows, CP-SAT with all that it has learned forgotten for other
@@ -170,14 +171,7 @@ class Source:
             full = np.concatenate([np.zeros(n), costs])
             w, status = form.models.build(False, True).solve(full, held=dict(enumerate(x.tolist())))
             return w[n:] if status.ok else None
-        from scipy.optimize import Bounds, LinearConstraint, milp
-
-        rows = nested.follower_rows
-        shift = rows.matrix[:, :n] @ x
-        constraint = LinearConstraint(rows.matrix[:, n:], rows.lower - shift, rows.upper - shift)
-        bounds = Bounds(nested.lower[n:], nested.upper[n:])
-        found = milp(costs, constraints=constraint, bounds=bounds, integrality=nested.integer[n:].astype(int))
-        return None if found.x is None else np.asarray(found.x)
+        return best(nested, False, x)
 
     def infeasible(self, inputs: Mapping[Any, np.ndarray]) -> int | None:
         """Not asked: there is one follower."""
