@@ -157,7 +157,7 @@ INSIDE = {
         {"ball"},
         {"cvxpy", "ortools", "torch"},
         {"merged"},
-        {"linked"},
+        {"linked", "portable"},
         {"cpsat", "elements", "mathopt"},
         {"answer", "level", "polynomial"},
         {"assemble", "convex", "data", "smooth"},
