@@ -8,10 +8,12 @@ import torch
 from ortools.sat.python import cp_model
 from test_mixed import game
 from test_nested_programs import CpSat, MathOpt, interdiction, random_game
-from test_spread import DIES, RAISES, Fragile, backend
+from test_spread import RAISES, Fragile, backend
 
 import bigrad as bg
-from bigrad.solution import Status
+from bigrad.processes import Lost
+from bigrad.solution import Outcome, Status
+from bigrad.solvers.spread import _missing
 
 __all__ = ["backend"]
 
@@ -125,13 +127,16 @@ def test_bad_items_take_no_other_with_them():
     program = alone()
     costs = drawn(program, 5)[0]
     expected = answers(program, bg.Cuts(), [costs])
-    for bad, cause in ((DIES, "died"), (RAISES, "on purpose")):
-        costs[2] = bad
-        found = bg.Layer(program, solver=bg.Spread(Fragile(bg.Cuts()), n_jobs=2, chunk=2)).solve(costs)
-        assert [s.status for s in found].index(Status.FAILED) == 2
-        assert cause in found[2].stats.cause
-        for k in (0, 1, 3, 4):
-            assert found[k].value == pytest.approx(expected[k][1])
+    costs[2] = RAISES
+    found = bg.Layer(program, solver=bg.Spread(Fragile(bg.Cuts()), n_jobs=1, chunk=2, time_limit=10.0)).solve(costs)
+    assert [s.status for s in found].index(Status.FAILED) == 2
+    assert "on purpose" in found[2].stats.cause
+    for k in (0, 1, 3, 4):
+        assert found[k].value == pytest.approx(expected[k][1])
+    lost = _missing(program, Lost(True, "It was late."), None)
+    assert lost.w.shape == (1, 5)
+    assert lost.status[0] is Status.TIME_LIMIT
+    assert len(Outcome.join([lost, bg.Cuts().solve(program, (costs.numpy()[:2],))]).status) == 3
 
 
 def test_a_time_limit_and_progress_for_long_calls(capsys):
