@@ -26,10 +26,10 @@ FEW_PAIRS = 16
 
 @dataclass(frozen=True)
 class Auto(AbstractSolver, AbstractGradient):
-    """Chooses by the program: Cuts for OR-Tools models, with Interpolate for the gradient; Global where the leader has integer
-    variables; Saddle for a convex-concave zero-sum game; for one level, ActiveSet for a convex quadratic program, Formula
-    for the projection onto a ball and Interior for other cones; for two, Sparse for a large one, Pieces under a convex
-    quadratic upper level; Relaxation for any other; Implicit for the gradient.
+    """Chooses by the program: Cuts for OR-Tools models and integer followers, with Interpolate for the gradient; Global where
+    the leader has integer variables; Saddle for a convex-concave zero-sum game; for one level, ActiveSet for a convex
+    quadratic program, Formula for the projection onto a ball and Interior for other cones; for two, Sparse for a large one,
+    Pieces under a convex quadratic upper level; Relaxation for any other; Implicit for the gradient.
 
     `program.explain()` and `layer.explain()` print the choice and its reason.
     """

@@ -34,7 +34,8 @@ class Place:
 class Combinatorial:
     """A nested integer program whose costs are inputs.
 
-    base: the program with those costs at zero. places: one per input. opposed: the leader minimises minus what the
+    base: the program with those costs at zero. places: one per input. find: the place in (x, y) of a variable of a model whose
+    variables are single numbers; None where they are arrays, known by themselves. opposed: the leader minimises minus what the
     follower minimises, so the follower's costs are the leader's too. integral: see `Cuts`. follower: the oracle that answers
     instead of the follower's rows, or None. rest: names of constraints that no rows can say, and `models` the two models
     as CP-SAT has them, which must then be asked; else empty and None.
@@ -42,7 +43,7 @@ class Combinatorial:
 
     base: Nested
     places: tuple[Place, ...]
-    find: Callable[[Any], int | None]
+    find: Callable[[Any], int | None] | None
     opposed: bool = False
     follower: Oracle | None = None
     rest: tuple[str, ...] = ()

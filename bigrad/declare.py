@@ -41,6 +41,12 @@ def bilevel(
     the follower maximises, convex and concave, the program is recognised as a zero-sum game (bigrad.Saddle). Raises
     DeclarationError, with what to change, for a declaration that cannot mean what it says.
 
+    Integers: where a variable of the follower is integer or boolean, both problems must be linear in each player's variables:
+    linear constraints without Parameters, and objectives that sum multiples of theta * x * y, at most one factor of each:
+    a Parameter, a variable of the leader's, one of the follower's. Such a program is solved by `bigrad.Cuts` and
+    differentiated by an estimator, as one of OR-Tools models. A leader with integer variables over a continuous follower
+    may be anything that SCIP takes (`bigrad.Global`).
+
     Prices: the upper problem may mention `c.dual_variables[0]` of any equality or inequality c of the lower problem that
     involves the follower. Where the follower's dual solution is not unique, the leader picks among them too.
 
@@ -87,9 +93,12 @@ def bilevel(
             f"bilevel(…): {len(problems)} lower problems and {len(answers)} lists in responds; give one list of variables for each "
             "problem, like responds=[[y], [z]]."
         )
-    from bigrad.programs.saddle import declare
+    from bigrad.programs import mixed, saddle
+    from bigrad.programs.roles import is_integer
 
-    return declare(upper, problems, answers, Auto())
+    if len(problems) == 1 and any(is_integer(v) for v in answers[0]):
+        return mixed.declare(upper, problems[0], answers[0], Auto())
+    return saddle.declare(upper, problems, answers, Auto())
 
 
 def _lists(responds: Any) -> list[list[cp.Variable]]:
@@ -135,7 +144,8 @@ def argmin(problem: Any, *, costs: Mapping[str, Any] | None = None) -> Program:
 
     problem: Minimize or Maximize, in all its variables; its Parameters are the program's inputs. A convex problem,
     whatever cones it needs, is solved to a proven optimum; one that is merely smooth, to a local one. The constraints'
-    dual variables are outputs too. A CP-SAT or MathOpt model is taken as well; costs: as in `bilevel`.
+    dual variables are outputs too. With integer variables it must be linear, with Parameters in the objective only; it is
+    then differentiated by an estimator. A CP-SAT or MathOpt model is taken as well; costs: as in `bilevel`.
     Raises DeclarationError, with what to change, for a problem that cannot be taken.
     """
     from bigrad.programs import ortools
@@ -152,6 +162,9 @@ def argmin(problem: Any, *, costs: Mapping[str, Any] | None = None) -> Program:
         raise DeclarationError(
             f"argmin(…): got a {type(problem).__name__}; give a cvxpy.Problem, a cp_model.CpModel or a mathopt.Model."
         )
-    from bigrad.programs.single import declare
+    from bigrad.programs import mixed, single
+    from bigrad.programs.roles import is_integer
 
-    return declare(problem, Auto())
+    if any(is_integer(v) for v in problem.variables()):
+        return mixed.declare(problem, None, (), Auto())
+    return single.declare(problem, Auto())

@@ -232,7 +232,7 @@ def _outputs(program: Program, variables: Sequence[Any]) -> list[Unknown]:
     """The unknowns behind the variables that a layer returns; a list of variables of an OR-Tools model is one vector."""
     if not variables:
         raise InputError("Layer(variables=[]): name at least one variable to return.")
-    if not program.combinatorial:
+    if not program.combinatorial or not program.combinatorial.find:
         return [program.outputs[_position(v, program.outputs, "variable")] for v in variables]
     return [
         program.group(v) if isinstance(v, list | tuple | np.ndarray) else program.unknown(v, "Layer(variables=…)")

@@ -143,7 +143,11 @@ class Derived(Protocol):
         """The sign that each is known to have, +1, -1 or 0."""
 
     def __call__(self, theta: tuple[Array, ...]) -> tuple[Array, ...]:
-        """The inputs, and the functions' values behind them."""
+        """The inputs, and the functions' values behind them; for a combinatorial program the functions' values alone, the
+        costs of decisions."""
+
+    def idle(self, inputs: Mapping[Any, np.ndarray]) -> float:
+        """What the inputs add to the upper objective whatever is decided, where its costs leave that out."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,10 +159,10 @@ class Program:
     y). smooth: the program as a smooth program with complementarity pairs, built when first needed, or as a convex cone
     program of one level. sign: +1 where the leader minimises, -1 where it maximises. duals: the prices of the lower
     constraints that involve a follower, or, with one level, of all constraints, in CVXPY's signs. followers: how many there
-    are. integers: places in z of the leader's integer variables. derived: further inputs as functions of the user's, or
-    None. saddle: the one convex program of a zero-sum game, with what tells its failures apart, or None. combinatorial: the
-    program as a nested integer program that is a function of its costs, or None; it then has no other form. shown: the
-    variables that a layer returns where none are named.
+    are. integers: places in z of the leader's integer variables. derived: further inputs as functions of the user's, or, of a
+    combinatorial program, its costs; or None. saddle: the one convex program of a zero-sum game, with what tells its failures
+    apart, or None. combinatorial: the program as a nested integer program that is a function of its costs, or None; it then
+    has no other form. shown: the variables that a layer returns where none are named.
     """
 
     inputs: tuple[Input, ...]
@@ -234,7 +238,7 @@ class Program:
         points = None if warm_start is None else self.points([warm_start])
         outcome = solver.solve(self, self.extended(theta), points)
         solution = self.solutions(outcome, given, verify=verify)[0]
-        if not self.combinatorial:  # OR-Tools' variables hold no values
+        if not self.combinatorial or not self.combinatorial.find:  # OR-Tools' variables hold no values
             found = {**solution.values, **solution.prices}
             self.source.publish({k: v.copy() if solution.status.ok else None for k, v in found.items()})
         return solution
@@ -310,12 +314,16 @@ class Program:
             if outcome.status[i] is Status.INFEASIBLE_LOWER and self.followers > 1:
                 stats = stats.with_follower(self.source.infeasible(inputs))
             point, value = outcome.point(i), self.sign * float(value)
+            if self.combinatorial and self.derived:
+                idle = self.derived.idle(inputs)
+                value, stats = value + idle, replace(stats, bound=None if stats.bound is None else stats.bound + idle)
             found.append(Solution(outcome.status[i], value, lower, stats, values, prices, point))
         return found
 
     def unknown(self, handle: Any, what: str) -> Unknown:
         """One of a combinatorial program's variables, by the user's own object; `what` asks, in the message."""
         assert self.combinatorial
+        assert self.combinatorial.find
         place = self.combinatorial.find(handle)
         if place is None or place < 0:
             raise InputError(f"{what}: {type(handle).__name__} '{handle}' is not a variable of this program's models.")
@@ -332,7 +340,7 @@ class Program:
 
     def named(self, unknowns: Sequence[Unknown], w: np.ndarray) -> Mapping[Any, np.ndarray]:
         """The values of some unknowns by the user's own objects."""
-        if self.combinatorial:
+        if self.combinatorial and self.combinatorial.find:
             return Decisions(self.combinatorial.find, unknowns, w)
         return {u.handle: u.read(w) for u in unknowns}
 
@@ -340,6 +348,8 @@ class Program:
         """Items with a NaN, an infinity or a wrong sign among their (extended) inputs, bool (batch,)."""
         bad = np.zeros(batch, bool)
         signs = (*(i.sign for i in self.inputs), *(self.derived.signs if self.derived else ()))
+        if self.combinatorial and self.derived:  # it has seen to the signs itself
+            signs = (0,) * len(theta)
         for sign, value in zip(signs, theta, strict=True):
             fine = namespace(value).isfinite(value)
             bad |= ~np.asarray((fine & (value * sign >= 0) if sign else fine).all(-1).tolist(), dtype=bool)

@@ -161,7 +161,7 @@ def test_maximize_and_lower_value():
     [
         (lambda: "y", "give a cvxpy.Problem"),
         (lambda: cp.Problem(cp.Minimize(0)), "no variables"),
-        (lambda: cp.Problem(cp.Minimize(cp.Variable(integer=True, name="k"))), "'k' is integer"),
+        (lambda: cp.Problem(cp.Minimize(cp.square(cp.Variable(integer=True, name="k")))), "'k' is integer"),
     ],
 )
 def test_refusals(problem, message):

@@ -22,7 +22,8 @@ from bigrad.solvers.base import AbstractSolver, batch_size
 
 @dataclass(frozen=True)
 class Cuts(AbstractSolver):
-    """Exact, with a proof, for programs declared by OR-Tools models, or with an oracle as the follower.
+    """Exact, with a proof, for programs declared by OR-Tools models or by CVXPY problems with an integer follower, or with an
+    oracle as the follower.
 
     gap: relative gap at which an item may stop, 0 for a full proof. time_limit: seconds an item; an item that runs into it
     is OPEN, with the best point known and stats.bound, or TIME_LIMIT without a point. remember: whether answers of the
@@ -41,7 +42,9 @@ class Cuts(AbstractSolver):
     def accepts(self, program: Program) -> str | None:
         """See AbstractSolver.accepts."""
         if program.combinatorial is None:
-            return "Cuts() needs a program of OR-Tools models; this one is continuous, or CVXPY's. Use Auto()."
+            return (
+                "Cuts() needs a program of OR-Tools models, or of CVXPY problems with an integer follower. Use Auto()."
+            )
         if program.combinatorial.follower is not None:
             return refused(program.combinatorial)
         reason = None if program.combinatorial.models else refusal(program.combinatorial.base)

@@ -77,12 +77,9 @@ class Whole(Oracle):
 
     def nudged(self, costs: np.ndarray, push: np.ndarray) -> np.ndarray:
         """See Oracle.nudged."""
-        n = self.form.base.leaders
-        ends = (np.arange(n), np.arange(n, push.shape[1]))
-        places = [Place(k == 0, 1.0, at, np.full(len(at), -1)) for k, at in enumerate(ends) if len(at)]
-        inputs = [Input(f"push {k}", f"push {k}", (len(p.one),)) for k, p in enumerate(places)]
-        form = replace(self.form, places=(*self.form.places, *places))
-        program = replace(self.program, inputs=(*self.program.inputs, *inputs), combinatorial=form)
+        program = pushed(self.program)
+        assert program.combinatorial
+        places = program.combinatorial.places[len(self.form.places) :]
         return self._answer(program, (*self._split(costs), *(push[:, p.one] for p in places)), len(costs))
 
     def features(self, decisions: np.ndarray) -> np.ndarray:
@@ -100,3 +97,15 @@ class Whole(Oracle):
                 f"Joint: the program at perturbed costs could not be solved for item {bad[0] // each}: {outcome.status[bad[0]].value}"
             )
         return np.asarray(outcome.w)
+
+
+def pushed(program: Program) -> Program:
+    """The program with further costs on every decision of each player."""
+    form = program.combinatorial
+    assert form is not None
+    n, size = form.base.leaders, len(form.base.lower)
+    ends = (np.arange(n), np.arange(n, size))
+    places = [Place(k == 0, 1.0, at, np.full(len(at), -1)) for k, at in enumerate(ends) if len(at)]
+    inputs = [Input(f"push {k}", f"push {k}", (len(p.one),)) for k, p in enumerate(places)]
+    form = replace(form, places=(*form.places, *places))
+    return replace(program, inputs=(*program.inputs, *inputs), combinatorial=form, rebuild=(pushed, (program,)))

@@ -13,6 +13,7 @@ from bigrad.affine import flatten
 from bigrad.combinatorial import Combinatorial, Place
 from bigrad.nested import Nested, Objective
 from bigrad.program import Input, Program, Solver, Unknown
+from bigrad.programs.answer import best
 
 
 def declare(nested: Nested, leaders: Sequence[str], followers: Sequence[str], default: Solver) -> Program:
@@ -92,14 +93,7 @@ class Source:
             full = np.concatenate([np.zeros(n), costs])
             w, status = form.models.build(False, True).solve(full, held=dict(enumerate(x.tolist())))
             return w[n:] if status.ok else None
-        from scipy.optimize import Bounds, LinearConstraint, milp
-
-        rows = nested.follower_rows
-        shift = rows.matrix[:, :n] @ x
-        constraint = LinearConstraint(rows.matrix[:, n:], rows.lower - shift, rows.upper - shift)
-        bounds = Bounds(nested.lower[n:], nested.upper[n:])
-        found = milp(costs, constraints=constraint, bounds=bounds, integrality=nested.integer[n:].astype(int))
-        return None if found.x is None else np.asarray(found.x)
+        return best(nested, False, x)
 
     def infeasible(self, inputs: Mapping[Any, np.ndarray]) -> int | None:
         """Not asked: there is one follower."""

@@ -15,6 +15,7 @@ from bigrad.programs import elements
 from bigrad.programs.level import Level
 from bigrad.programs.linked import Linked, assemble, link
 from bigrad.programs.nested import Source
+from bigrad.programs.portable import Declaration
 from bigrad.solution import DeclarationError
 
 
@@ -51,11 +52,11 @@ def declare(
 ) -> Program:
     """The program of two models, of a model and an oracle, or, with the follower None, of one model."""
     top = read(leader, "argmin(model)" if follower is None else "bilevel(leader, …)")
-    below = None
+    below = own = None
     if isinstance(follower, Oracle):
         below = elements.read(follower, costs)
     elif follower is not None:
-        below = read(follower, "bilevel(…, follower)")
+        below = own = read(follower, "bilevel(…, follower)")
         if below.variables.model is top.variables.model:
             raise DeclarationError(
                 "bilevel(model, model): both levels are the same model; give each player a model of its own, and link."
@@ -85,10 +86,14 @@ def declare(
         None,
         Source(form, None if below is None else below.sense),
         default,
-        (declare, (leader, follower, copies, responds, costs, default)),
+        (_again, (Declaration(leader, follower, copies, responds, costs, default, (top, own)),)),
         combinatorial=form,
         shown=_shown(linked, form, copies, responds),
     )
+
+
+def _again(given: tuple[Any, ...]) -> Program:
+    return declare(*given)
 
 
 def linked_together(linked: Linked, copies: Mapping[Any, Any], costs: Mapping[str, Sequence[Any]]) -> bool:

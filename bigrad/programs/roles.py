@@ -41,10 +41,12 @@ def sort_roles(
     responds: Sequence[Sequence[cp.Variable]],
     *,
     matrices: bool = False,
+    integers: bool = False,
 ) -> Roles:
     """Who chooses what, or a DeclarationError that says why the declaration cannot be meant.
 
-    lower, responds: one problem and one list of variables for each follower. matrices: symmetric and semidefinite variables are fine.
+    lower, responds: one problem and one list of variables for each follower. matrices: symmetric and semidefinite variables are
+    fine. integers: integer variables of a follower are.
     """
     lists = [f"[{', '.join(str(v) for v in answers)}]" for answers in responds]
     names = f"bilevel(…, responds={lists[0] if len(lists) == 1 else '[' + ', '.join(lists) + ']'})"
@@ -93,24 +95,24 @@ def sort_roles(
             )
         who = "leader" if v.id not in owner else "follower"
         _check_leaf(v, f"{who} variable '{v.name()}'", matrices=matrices)
-        if who == "follower" and (v.attributes["boolean"] or v.attributes["integer"]):
+        if who == "follower" and is_integer(v) and not integers:
             raise DeclarationError(
-                f"{who} variable '{v.name()}' is integer; the follower's optimality conditions need continuous variables (the leader's "
-                "may be integer). Relax it to bounds=[0, 1]; nested integer programs are for combinatorial solvers, on OR-Tools models."
+                f"{who} variable '{v.name()}' is integer; among several followers all need continuous variables, for their optimality "
+                "conditions. Relax it to bounds=[0, 1]."
             )
     players = tuple(tuple(dict.fromkeys(answers)) for answers in responds)
     priced = tuple(c for c, reason in {id(c): (c, reason) for c, reason in duals.values()}.values() if not reason)
     return Roles(tuple(leader), tuple(follower), _parameters(upper, *lower), players, priced, tuple(asked))
 
 
-def sort_single(problem: cp.Problem) -> Roles:
-    """The roles of a problem with one level: whoever solves it chooses all variables."""
+def sort_single(problem: cp.Problem, *, integers: bool = False) -> Roles:
+    """The roles of a problem with one level: whoever solves it chooses all variables; integers: integer ones are fine."""
     variables = tuple(problem.variables())
     if not variables:
         raise DeclarationError("argmin(problem): the problem has no variables, so there is nothing to choose.")
     for v in variables:
-        _check_leaf(v, f"variable '{v.name()}'", matrices=True)
-        if v.attributes["boolean"] or v.attributes["integer"]:
+        _check_leaf(v, f"variable '{v.name()}'", matrices=not integers)
+        if is_integer(v) and not integers:
             raise DeclarationError(
                 f"variable '{v.name()}' is integer, and the solution of an integer program has no derivative. Relax it to bounds=[0, 1]."
             )
@@ -187,6 +189,11 @@ def declared_shape(variables: Sequence[cp.Variable], plain: Mapping[int, cp.Vari
         if psd or nsd:
             rows.append((copy if psd else -copy) >> 0)
     return rows
+
+
+def is_integer(variable: cp.Variable) -> bool:
+    """Whether a variable, or some entry of it, must be a whole number."""
+    return bool(variable.attributes["boolean"] or variable.attributes["integer"])
 
 
 def whole(variable: cp.Variable, kind: str) -> np.ndarray:

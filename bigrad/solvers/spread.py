@@ -112,10 +112,14 @@ def limited(solver: AbstractSolver, seconds: float) -> AbstractSolver:
 
 def _missing(program: Program, lost: Lost, template: Outcome | None) -> Outcome:
     """The Outcome of one item without a result, in the form of `template`, or else in that of the program."""
-    layout = program.quadratic.sizes if program.quadratic else program.smooth.layout
-    width, size = layout.blocks[-1].stop, layout.x + layout.y
+    if program.combinatorial:
+        width = size = len(program.combinatorial.base.lower)
+        pairs = 0
+    else:
+        layout = program.quadratic.sizes if program.quadratic else program.smooth.layout
+        width, size, pairs = layout.blocks[-1].stop, layout.x + layout.y, layout.pairs
     shapes: dict[str, tuple[type, tuple[int, ...]]] = {
-        "w": (float, (width,)), "free": (bool, (width,)), "z": (float, (size,)), "tight": (bool, (layout.pairs,)),
+        "w": (float, (width,)), "free": (bool, (width,)), "z": (float, (size,)), "tight": (bool, (pairs,)),
         **dict.fromkeys(("value", "residual", "violation", "seconds"), (float, ())),
         **dict.fromkeys(("starts", "iterations", "biactive", "degenerate"), (int, ())),
         **dict.fromkeys(("strongly_stationary", "singular"), (bool, ())),
@@ -127,7 +131,8 @@ def _missing(program: Program, lost: Lost, template: Outcome | None) -> Outcome:
     }
     return Outcome(
         solver="Spread" if template is None else template.solver,
-        smooth=program.quadratic is None if template is None else template.smooth,
+        smooth=not program.combinatorial and program.quadratic is None if template is None else template.smooth,
+        effort=np.zeros((1, 3)) if program.combinatorial else None,
         status=np.array([Status.TIME_LIMIT if lost.late else Status.FAILED], dtype=object),
         bound=np.array([-np.inf]),
         cause=np.array([lost.cause], dtype=object),
@@ -181,9 +186,11 @@ _lock = threading.RLock()
 
 def _packed(program: Program) -> tuple[str, bytes]:
     """The program's token and itself as bytes: arrays of its own would be lost with the Dask worker that keeps them."""
+    import cloudpickle
+
     with _lock:
         if program not in _sent:
-            blob = pickle.dumps(program)
+            blob = cloudpickle.dumps(program)  # a follower may be any function
             _sent[program] = hashlib.sha256(blob).hexdigest(), blob
         token, packed = _sent[program]
         _here[token] = program
