@@ -40,6 +40,8 @@ from bigrad.gradients.base import AbstractGradient
 HERE = Path(__file__).parent
 BUDGET, EXTRA = 3, 4.0
 LEVELS = (0.8, 1.2, 5.3, 7.7, 9.2)  # of the digits 0 and 1, 2 and 3, and so on: those of the Warcraft maps
+ANCHOR = 0.1  # how strongly the game's layers are held near it: without, BiGrad-BB's costs collapse to a constant
+NOISE = 0.5  # of the Fenchel-Young losses of the game, in units of cost
 BATCH = 8
 USUAL = 4.0  # what an untrained network says of any tile
 
@@ -181,25 +183,27 @@ def methods(game: Game) -> dict[str, Method]:
     def through(rule: AbstractGradient) -> Loss:
         def loss(costs: Tensor, maps: Maps) -> Tensor:
             blocked, path = game.play(costs, rule)
-            return hamming(blocked, maps.blocked) + hamming(path, maps.path)
+            anchor = ANCHOR * (costs.mean() - USUAL).square()
+            return hamming(blocked, maps.blocked) + hamming(path, maps.path) + anchor
 
         return loss
 
-    young = bg.losses.FenchelYoung(game.oracle, smoothing=bg.Perturbed(sigma=1.0, samples=4))
+    def young(sigma: float) -> bg.losses.FenchelYoung:
+        return bg.losses.FenchelYoung(game.oracle, smoothing=bg.Perturbed(sigma=sigma, samples=4))
 
     def answered(costs: Tensor, maps: Maps) -> Tensor:
-        return young(costs + game.extra * maps.blocked, maps.path)
+        return young(NOISE)(costs + game.extra * maps.blocked, maps.path)
 
     def regretted(costs: Tensor, maps: Maps) -> Tensor:
         """What the leader would have lost by the blockade that it chose, were the costs these: zero where it is optimal."""
-        around = (costs + torch.randn_like(costs)).clamp(min=0)
+        around = (costs + NOISE * torch.randn_like(costs)).clamp(min=0)
         with torch.no_grad():
             best = game.play(around)
         chosen = maps.blocked, game.answer(around, maps.blocked)
         return (game.value(around, *best) - game.value(around, *chosen)).mean()
 
     def alone(costs: Tensor, maps: Maps) -> Tensor:
-        return young(costs, maps.path)
+        return young(4.0)(costs, maps.path)
 
     def in_turn(costs: Tensor) -> Decisions:
         """The path without a leader, and the leader's best blockade of this path."""
@@ -219,7 +223,7 @@ def methods(game: Game) -> dict[str, Method]:
     return {
         "BiGrad-BB": Method(through(bg.Interpolate()), game.play),
         "BiGrad-PT": Method(through(bg.Identity(bg.UnitNorm())), game.play),
-        "perturbed": Method(through(bg.Perturbed(sigma=1.0, samples=16)), game.play),
+        "perturbed": Method(through(bg.Perturbed(sigma=2.0, samples=16)), game.play),
         "Fenchel-Young": Method(answered, game.play),
         "Fenchel-Young, both": Method(lambda costs, maps: answered(costs, maps) + regretted(costs, maps), game.play),
         "single level": Method(alone, in_turn),
@@ -296,7 +300,7 @@ COLUMNS = ("both right", "blocked right", "path right", "wrong blocked", "wrong 
 
 def main(
     size: int = 6,
-    counts: tuple[int, int, int] = (300, 100, 300),
+    counts: tuple[int, int, int] = (300, 80, 300),
     epochs: int = 10,
     seeds: int = 1,
     names: tuple[str, ...] = (),
@@ -361,6 +365,9 @@ def picture(path: Path, game: Game, maps: Maps, shown: dict[str, Decisions]) -> 
     drawn = {"observed": seen} | {name: (blocked[k], route[k]) for name, (blocked, route) in shown.items()}
     for axes, (name, (blocked, route)) in zip(panels, drawn.items(), strict=False):
         axes.imshow(1 - 0.6 * image, cmap="gray", vmin=0, vmax=1, extent=(0, n, n, 0))
+        for line in range(1, n):
+            axes.axhline(line, color="tab:gray", lw=0.5)
+            axes.axvline(line, color="tab:gray", lw=0.5)
         marks = [(seen[1], "s", {"color": "tab:green", "alpha": 0.35, "ms": 120 / n})]
         marks += [(seen[0], "s", {"mfc": "none", "mec": "tab:red", "mew": 2, "ms": 130 / n})]
         if name == "observed":
