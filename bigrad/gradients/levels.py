@@ -122,6 +122,8 @@ class Level(Oracle):
         if form.follower is not None and not self.leader:
             return form.follower.solve(form.follower.sense * costs)
         mip, across = _level(form, self.leader)
+        if not across.nnz and (most := _at_most(mip)) is not None:
+            return _cheapest(costs, most)
         shift = (across @ held.T).T if across.nnz else None
         found = mip.solve(costs, shift)
         if bad := [k for k, s in enumerate(found.status) if not s.ok]:
@@ -147,4 +149,25 @@ def _level(form: Combinatorial, leader: bool) -> tuple[Mip, sp.csr_array]:
         mip = Mip(base.lower[own], base.upper[own], base.integer[own], Rows(mine, low[touched], high[touched]))
         form.memory[key] = mip, sp.csr_array(stacked[touched][:, other])
     found: tuple[Mip, sp.csr_array] = form.memory[key]
+    return found
+
+
+def _at_most(mip: Mip) -> int | None:
+    """k where any k of the booleans may be chosen and no other rule holds, as for a leader with a budget; else None."""
+    rows = mip.rows
+    if not (mip.integer & (mip.lower == 0) & (mip.upper == 1)).all() or len(rows.lower) > 1:
+        return None
+    if not len(rows.lower):
+        return len(mip.integer)
+    weight = rows.matrix.toarray()[0]
+    if not (weight[0] > 0 and (weight == weight[0]).all() and rows.lower[0] <= 0 <= rows.upper[0]):
+        return None
+    return int(min(rows.upper[0] / weight[0] + 1e-9, len(weight)))
+
+
+def _cheapest(costs: np.ndarray, most: int) -> np.ndarray:
+    """The choice of at most so many of least cost: of negative ones, the first of equal ones."""
+    found = np.zeros(costs.shape)
+    order = np.argsort(costs, axis=1, kind="stable")[:, :most]
+    np.put_along_axis(found, order, np.take_along_axis(costs, order, 1) < 0, 1)
     return found
