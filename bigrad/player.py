@@ -13,6 +13,7 @@ from bigrad.combinatorial import Combinatorial
 from bigrad.mip import FEW, Answers, Mip
 from bigrad.nested import Rows
 from bigrad.parallel import thread_map
+from bigrad.solution import Status
 from bigrad.whole import rounding
 
 
@@ -33,6 +34,20 @@ class Linear:
     def solve(self, costs: np.ndarray, other: np.ndarray, time_limit: float = np.inf) -> Answers:
         """See Player.solve."""
         return self.mip.solve(costs, (self.across @ other.T).T if self.across.nnz else None, time_limit)
+
+
+@dataclass(frozen=True, eq=False)
+class Budget:
+    """A player who may choose any `most` of its booleans: the cheapest ones, of those that cost less than nothing."""
+
+    most: int
+
+    def solve(self, costs: np.ndarray, other: np.ndarray, time_limit: float = np.inf) -> Answers:
+        """See Player.solve. Of equal costs the first is taken."""
+        found = np.zeros(costs.shape)
+        order = np.argsort(costs, axis=1, kind="stable")[:, : self.most]
+        np.put_along_axis(found, order, np.take_along_axis(costs, order, 1) < 0, 1)
+        return Answers(found, np.full(len(costs), Status.GLOBAL, dtype=object), np.zeros(len(costs)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,3 +106,15 @@ def _player(form: Combinatorial, leader: bool) -> Player:
     return Linear(
         Mip(base.lower[own], base.upper[own], base.integer[own], rows), sp.csr_array(matrix[touched][:, others])
     )
+
+
+def _at_most(lower: np.ndarray, upper: np.ndarray, integer: np.ndarray, rows: Rows) -> int | None:
+    """k where any k of the booleans may be chosen and no other rule holds; else None."""
+    if not (integer & (lower == 0) & (upper == 1)).all() or len(rows.lower) > 1:
+        return None
+    if not len(rows.lower):
+        return len(integer)
+    weight = rows.matrix.toarray()[0]
+    if not (weight[0] > 0 and (weight == weight[0]).all() and rows.lower[0] <= 0 <= rows.upper[0]):
+        return None
+    return int(min(rows.upper[0] / weight[0] + 1e-9, len(weight)))

@@ -1,6 +1,8 @@
 """The examples run, small, and do what they say."""
 
 import importlib.util
+import itertools
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -22,6 +24,7 @@ def load(name: str) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where dataclasses look their module up
     spec.loader.exec_module(module)
     return module
 
@@ -114,3 +117,90 @@ def test_energy_regret_is_the_loss_of_value_of_the_items_taken(energy):
     best = energy.solved(knapsack, energy.Days(torch.zeros(2, 3, 1), true))
     assert isinstance(best, Solved)
     np.testing.assert_allclose(energy.regrets(knapsack, predicted, best), [100 / 7, 300 / 7], rtol=1e-6)
+
+
+def digits() -> ModuleType:
+    pytest.importorskip("ortools")
+    pytest.importorskip("sklearn")
+    return load("digit_interdiction")
+
+
+def ways_across(size: int) -> np.ndarray:
+    """The tiles of every path from corner to corner that visits none twice, (paths, tiles)."""
+    places = list(np.ndindex(size, size))
+    found = []
+
+    def walk(path: list[tuple[int, int]]) -> None:
+        if path[-1] == places[-1]:
+            found.append([float(place in path) for place in places])
+            return
+        for place in places:
+            (row, column), (there, across) = place, path[-1]
+            if place not in path and max(abs(row - there), abs(column - across)) == 1:
+                walk([*path, place])
+
+    walk([places[0]])
+    return np.array(found)
+
+
+def test_digits_players_decide_as_enumeration_says(digits):
+    """Every blockade against every path; and no other blockade is as good, so that what is observed is no matter of chance."""
+    game = digits.Game(3)
+    _, _, maps = digits.digit_maps(game, (1, 1, 12))
+    paths = ways_across(3)
+    every = np.array([x for x in itertools.product((0.0, 1.0), repeat=9) if sum(x) <= digits.BUDGET])
+    extra = np.array([0, *[digits.EXTRA] * 7, 0])
+    for costs, blocked, path in zip(*(part.double().numpy() for part in maps[1:]), strict=True):
+        totals = (costs + extra * every) @ paths.T
+        values = totals.min(1) - every @ game.upkeep.double().numpy()
+        second, best = np.sort(values)[-2:]
+        assert best - second > 1e-6
+        assert (every[values.argmax()] == blocked).all()
+        assert (paths[totals[values.argmax()].argmin()] == path).all()
+        assert best == pytest.approx(((costs + extra * blocked) * path).sum() - blocked @ game.upkeep.numpy(), rel=1e-5)
+
+
+def test_digits_of_held_out_maps_are_never_trained_on(digits):
+    game = digits.Game(3)
+    train, valid, test = (
+        set(map(bytes, maps.tiles.flatten(0, 1).numpy())) for maps in digits.digit_maps(game, (60,) * 3)
+    )
+    assert len(train) > 100
+    assert not train & test
+    assert not train & valid
+    assert not valid & test
+
+
+def test_digits_scores_of_known_predictions(digits):
+    game = digits.Game(4)
+    _, _, maps = digits.digit_maps(game, (1, 1, 10))
+    exact = digits.judge(game, (maps.blocked, maps.path), maps)
+    np.testing.assert_allclose(torch.stack(exact), [100, 100, 100, 0, 0, 1, 1, 100], rtol=1e-6)
+    nothing = torch.zeros_like(maps.path)
+    none = digits.judge(game, (nothing, nothing), maps)
+    assert none.both == none.blocked == none.path == none.crossing == 0
+    assert none.wrong_path == maps.path.sum(1).mean()
+    assert none.kept < 1
+    everywhere = digits.judge(game, (maps.blocked, 1 - nothing), maps)
+    assert everywhere.blocked == everywhere.crossing == 100
+    assert everywhere.paid > 1
+
+
+def test_digits_prints_its_table_and_saves_its_picture(digits, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    scores = digits.main(size=4, counts=(16, 8, 8), epochs=1, seeds=2, folder=tmp_path)
+    printed = capsys.readouterr().out
+    assert "4 x 4 maps: 16 to train on, 8 to choose the epoch by, 8 held out" in printed
+    for name in digits.methods(digits.Game(4)):
+        assert f"\n{name} " in printed
+        assert len(scores[name]) == 2
+    assert (tmp_path / "digit_interdiction.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_digits_learns_both_decisions_where_a_single_level_cannot(digits, tmp_path):
+    """The quick form."""
+    scores = digits.main(folder=tmp_path)
+    both = {name: float(score[0].both) for name, score in scores.items()}
+    assert both["Fenchel-Young"] > both["single level, as a game"]
+    assert both["Fenchel-Young"] > both["single level"]
