@@ -103,9 +103,10 @@ def _player(form: Combinatorial, leader: bool) -> Player:
     low, high = (np.concatenate([getattr(r, side) for r in both]) for side in ("lower", "upper"))
     touched = np.flatnonzero(abs(matrix[:, own]).sum(1))
     rows = Rows(sp.csr_array(matrix[touched][:, own]), low[touched], high[touched])
-    return Linear(
-        Mip(base.lower[own], base.upper[own], base.integer[own], rows), sp.csr_array(matrix[touched][:, others])
-    )
+    across = sp.csr_array(matrix[touched][:, others])
+    if not across.nnz and (most := _at_most(base.lower[own], base.upper[own], base.integer[own], rows)) is not None:
+        return Budget(most)
+    return Linear(Mip(base.lower[own], base.upper[own], base.integer[own], rows), across)
 
 
 def _at_most(lower: np.ndarray, upper: np.ndarray, integer: np.ndarray, rows: Rows) -> int | None:
