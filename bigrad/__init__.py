@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from bigrad.auto import Auto
     from bigrad.declare import argmin, bilevel
     from bigrad.exact.cuts import Cuts
+    from bigrad.family import Family
     from bigrad.gradients.baselines import AtCentre, LeaveOneOut
     from bigrad.gradients.draws import Common, Fresh
     from bigrad.gradients.identity import Identity, MeanFree, Normalised, UnitNorm
@@ -83,6 +84,7 @@ _HOMES = {
     "Common": "gradients.draws",
     "Cuts": "exact.cuts",
     "DeclarationError": "solution",
+    "Family": "family",
     "Flow": "oracles.flow",
     "Formula": "solvers.formula",
     "Fresh": "gradients.draws",
@@ -150,6 +152,7 @@ __all__ = [
     "Common",
     "Cuts",
     "DeclarationError",
+    "Family",
     "Flow",
     "Formula",
     "Fresh",

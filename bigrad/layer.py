@@ -75,6 +75,11 @@ class Layer(nn.Module):
         self._variables = _outputs(program, program.shown if variables is None else variables)
         self._fixed = {k: self._own(i) for k, i in enumerate(program.inputs) if k not in self._order}
 
+    @property
+    def shapes(self) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+        """The shapes of one item: of each argument of a call, and of each output."""
+        return [self.program.inputs[k].shape for k in self._order], [u.shape for u in self._variables]
+
     @staticmethod
     def _own(i: Input) -> Tensor:
         if i.value is None:

@@ -31,6 +31,7 @@ EXPORTS = [
     "Common",
     "Cuts",
     "DeclarationError",
+    "Family",
     "Flow",
     "Formula",
     "Fresh",
@@ -89,7 +90,7 @@ EXPORTS = [
 LADDER = [
     {""},
     {"datasets", "plots"},
-    {"networks"},
+    {"family", "networks"},
     {"layer", "losses"},
     {"declare"},
     {"auto"},
