@@ -107,7 +107,7 @@ def test_identity_is_minus_the_identity_for_costs_and_the_identity_for_values():
         (bg.UnitNorm(), lambda c: c / c.norm()),
         (bg.Normalised(), lambda c: (c - c.mean()) / (c - c.mean()).norm()),
     ],
-    ids=repr,
+    ids=["MeanFree", "UnitNorm", "Normalised"],
 )
 def test_identity_differentiates_through_its_projection(projection, formula):
     seen = []
