@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from bigrad.gradients.steps import Absolute, Adaptive, Relative
     from bigrad.layer import Layer
     from bigrad.memory import Memory
+    from bigrad.optim.bome import BOME, GapGradient, GapValue
     from bigrad.oracle import Oracle
     from bigrad.oracles.assignment import Assignment
     from bigrad.oracles.flow import Flow
@@ -78,6 +79,7 @@ _HOMES = {
     "Assignment": "oracles.assignment",
     "AtCentre": "gradients.baselines",
     "Auto": "auto",
+    "BOME": "optim.bome",
     "BigradError": "solution",
     "CapabilityError": "solution",
     "Common": "gradients.draws",
@@ -86,6 +88,8 @@ _HOMES = {
     "Flow": "oracles.flow",
     "Formula": "solvers.formula",
     "Fresh": "gradients.draws",
+    "GapGradient": "optim.bome",
+    "GapValue": "optim.bome",
     "Given": "oracles.given",
     "Global": "solvers.certificate",
     "GraphPath": "oracles.paths",
@@ -137,6 +141,7 @@ _HOMES = {
     "losses": "",
 }
 __all__ = [
+    "BOME",
     "IMLE",
     "Absolute",
     "ActiveSet",
@@ -153,6 +158,8 @@ __all__ = [
     "Flow",
     "Formula",
     "Fresh",
+    "GapGradient",
+    "GapValue",
     "Given",
     "Global",
     "GraphPath",
