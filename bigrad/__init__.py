@@ -17,6 +17,15 @@ if TYPE_CHECKING:
     from bigrad.auto import Auto
     from bigrad.declare import argmin, bilevel
     from bigrad.exact.cuts import Cuts
+    from bigrad.fenchel.activations import (
+        FenchelHardsigmoid,
+        FenchelHardtanh,
+        FenchelLeakyReLU,
+        FenchelReLU,
+        FenchelSigmoid,
+        FenchelSoftmax,
+        FenchelTanh,
+    )
     from bigrad.gradients.baselines import AtCentre, LeaveOneOut
     from bigrad.gradients.draws import Common, Fresh
     from bigrad.gradients.identity import Identity, MeanFree, Normalised, UnitNorm
@@ -85,6 +94,13 @@ _HOMES = {
     "Common": "gradients.draws",
     "Cuts": "exact.cuts",
     "DeclarationError": "solution",
+    "FenchelHardsigmoid": "fenchel.activations",
+    "FenchelHardtanh": "fenchel.activations",
+    "FenchelLeakyReLU": "fenchel.activations",
+    "FenchelReLU": "fenchel.activations",
+    "FenchelSigmoid": "fenchel.activations",
+    "FenchelSoftmax": "fenchel.activations",
+    "FenchelTanh": "fenchel.activations",
     "Flow": "oracles.flow",
     "Formula": "solvers.formula",
     "Fresh": "gradients.draws",
@@ -155,6 +171,13 @@ __all__ = [
     "Common",
     "Cuts",
     "DeclarationError",
+    "FenchelHardsigmoid",
+    "FenchelHardtanh",
+    "FenchelLeakyReLU",
+    "FenchelReLU",
+    "FenchelSigmoid",
+    "FenchelSoftmax",
+    "FenchelTanh",
     "Flow",
     "Formula",
     "Fresh",
