@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         FenchelSoftmax,
         FenchelTanh,
     )
+    from bigrad.fenchel.contrastive import AuxiliaryCoordinates, ContrastiveHebbian, Lifted
     from bigrad.gradients.baselines import AtCentre, LeaveOneOut
     from bigrad.gradients.draws import Common, Fresh
     from bigrad.gradients.identity import Identity, MeanFree, Normalised, UnitNorm
@@ -89,9 +90,11 @@ _HOMES = {
     "AtCentre": "gradients.baselines",
     "Auto": "auto",
     "BOME": "optim.bome",
+    "AuxiliaryCoordinates": "fenchel.contrastive",
     "BigradError": "solution",
     "CapabilityError": "solution",
     "Common": "gradients.draws",
+    "ContrastiveHebbian": "fenchel.contrastive",
     "Cuts": "exact.cuts",
     "DeclarationError": "solution",
     "FenchelHardsigmoid": "fenchel.activations",
@@ -122,6 +125,7 @@ _HOMES = {
     "Layer": "layer",
     "LeaveOneOut": "gradients.baselines",
     "Levels": "gradients.levels",
+    "Lifted": "fenchel.contrastive",
     "MeanFree": "gradients.identity",
     "Mehrotra": "solvers.mehrotra",
     "Memory": "memory",
@@ -166,9 +170,11 @@ __all__ = [
     "Assignment",
     "AtCentre",
     "Auto",
+    "AuxiliaryCoordinates",
     "BigradError",
     "CapabilityError",
     "Common",
+    "ContrastiveHebbian",
     "Cuts",
     "DeclarationError",
     "FenchelHardsigmoid",
@@ -198,6 +204,7 @@ __all__ = [
     "Layer",
     "LeaveOneOut",
     "Levels",
+    "Lifted",
     "MeanFree",
     "Mehrotra",
     "Memory",

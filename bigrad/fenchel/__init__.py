@@ -1,4 +1,4 @@
-"""Networks as nested minimisations: activations that hand back finite targets. After Zach, arXiv 2105.07231."""
+"""Networks as nested minimisations: finite targets, and rules that contrast two states. After Zach, arXiv 2105.07231."""
 
 from bigrad.fenchel.activations import (
     FenchelHardsigmoid,
@@ -10,9 +10,19 @@ from bigrad.fenchel.activations import (
     FenchelTanh,
 )
 from bigrad.fenchel.base import AbstractFenchel
+from bigrad.fenchel.contrastive import (
+    AbstractContrastive,
+    AuxiliaryCoordinates,
+    ContrastiveHebbian,
+    Lifted,
+    Settled,
+)
 
 __all__ = [
+    "AbstractContrastive",
     "AbstractFenchel",
+    "AuxiliaryCoordinates",
+    "ContrastiveHebbian",
     "FenchelHardsigmoid",
     "FenchelHardtanh",
     "FenchelLeakyReLU",
@@ -20,4 +30,6 @@ __all__ = [
     "FenchelSigmoid",
     "FenchelSoftmax",
     "FenchelTanh",
+    "Lifted",
+    "Settled",
 ]
