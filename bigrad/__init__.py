@@ -18,6 +18,16 @@ if TYPE_CHECKING:
     from bigrad.declare import argmin, bilevel
     from bigrad.exact.cuts import Cuts
     from bigrad.family import Family
+    from bigrad.fenchel.activations import (
+        FenchelHardsigmoid,
+        FenchelHardtanh,
+        FenchelLeakyReLU,
+        FenchelReLU,
+        FenchelSigmoid,
+        FenchelSoftmax,
+        FenchelTanh,
+    )
+    from bigrad.fenchel.contrastive import AuxiliaryCoordinates, ContrastiveHebbian, Lifted
     from bigrad.gradients.baselines import AtCentre, LeaveOneOut
     from bigrad.gradients.draws import Common, Fresh
     from bigrad.gradients.identity import Identity, MeanFree, Normalised, UnitNorm
@@ -35,6 +45,7 @@ if TYPE_CHECKING:
     from bigrad.gradients.steps import Absolute, Adaptive, Relative
     from bigrad.layer import Layer
     from bigrad.memory import Memory
+    from bigrad.optim.bome import BOME, GapGradient, GapValue
     from bigrad.oracle import Oracle
     from bigrad.oracles.assignment import Assignment
     from bigrad.oracles.flow import Flow
@@ -79,15 +90,27 @@ _HOMES = {
     "Assignment": "oracles.assignment",
     "AtCentre": "gradients.baselines",
     "Auto": "auto",
+    "BOME": "optim.bome",
+    "AuxiliaryCoordinates": "fenchel.contrastive",
     "BigradError": "solution",
     "CapabilityError": "solution",
     "Common": "gradients.draws",
+    "ContrastiveHebbian": "fenchel.contrastive",
     "Cuts": "exact.cuts",
     "DeclarationError": "solution",
     "Family": "family",
+    "FenchelHardsigmoid": "fenchel.activations",
+    "FenchelHardtanh": "fenchel.activations",
+    "FenchelLeakyReLU": "fenchel.activations",
+    "FenchelReLU": "fenchel.activations",
+    "FenchelSigmoid": "fenchel.activations",
+    "FenchelSoftmax": "fenchel.activations",
+    "FenchelTanh": "fenchel.activations",
     "Flow": "oracles.flow",
     "Formula": "solvers.formula",
     "Fresh": "gradients.draws",
+    "GapGradient": "optim.bome",
+    "GapValue": "optim.bome",
     "Given": "oracles.given",
     "Global": "solvers.certificate",
     "GraphPath": "oracles.paths",
@@ -104,6 +127,7 @@ _HOMES = {
     "Layer": "layer",
     "LeaveOneOut": "gradients.baselines",
     "Levels": "gradients.levels",
+    "Lifted": "fenchel.contrastive",
     "MeanFree": "gradients.identity",
     "Mehrotra": "solvers.mehrotra",
     "Memory": "memory",
@@ -139,6 +163,7 @@ _HOMES = {
     "losses": "",
 }
 __all__ = [
+    "BOME",
     "IMLE",
     "Absolute",
     "ActiveSet",
@@ -147,15 +172,26 @@ __all__ = [
     "Assignment",
     "AtCentre",
     "Auto",
+    "AuxiliaryCoordinates",
     "BigradError",
     "CapabilityError",
     "Common",
+    "ContrastiveHebbian",
     "Cuts",
     "DeclarationError",
     "Family",
+    "FenchelHardsigmoid",
+    "FenchelHardtanh",
+    "FenchelLeakyReLU",
+    "FenchelReLU",
+    "FenchelSigmoid",
+    "FenchelSoftmax",
+    "FenchelTanh",
     "Flow",
     "Formula",
     "Fresh",
+    "GapGradient",
+    "GapValue",
     "Given",
     "Global",
     "GraphPath",
@@ -171,6 +207,7 @@ __all__ = [
     "Layer",
     "LeaveOneOut",
     "Levels",
+    "Lifted",
     "MeanFree",
     "Mehrotra",
     "Memory",
