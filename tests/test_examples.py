@@ -119,6 +119,7 @@ def test_energy_regret_is_the_loss_of_value_of_the_items_taken(energy):
     np.testing.assert_allclose(energy.regrets(knapsack, predicted, best), [100 / 7, 300 / 7], rtol=1e-6)
 
 
+@pytest.fixture(scope="module")
 def digits() -> ModuleType:
     pytest.importorskip("ortools")
     pytest.importorskip("sklearn")

@@ -105,7 +105,9 @@ def test_known_optimum(name):
     build, known = PROGRAMS[name]
     made = build()
     solution = made.program.solve(verify=True)
-    assert solution.status in (bg.Status.GLOBAL, bg.Status.LOCAL)
+    # without a point inside, the follower has no multipliers: first order then proves nothing
+    proofless = {bg.Status.STATIONARY} if name == "DempeDutta2012Ex24" else set()
+    assert solution.status in {bg.Status.GLOBAL, bg.Status.LOCAL} | proofless
     assert solution.value == pytest.approx(known, abs=1e-4 * (1 + abs(known)))
     assert abs(solution.stats.follower_gap) < 1e-6
     if solution.stats.bound is not None:
