@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from bigrad.exact.cuts import Cuts
     from bigrad.gradients.baselines import AtCentre, LeaveOneOut
     from bigrad.gradients.draws import Common, Fresh
+    from bigrad.gradients.eqprop import EqProp
     from bigrad.gradients.identity import Identity, MeanFree, Normalised, UnitNorm
     from bigrad.gradients.imle import IMLE
     from bigrad.gradients.implicit import Implicit
@@ -28,10 +29,14 @@ if TYPE_CHECKING:
     from bigrad.gradients.noise import Gumbel, Normal, SumOfGamma
     from bigrad.gradients.perturbation import Additive, Multiplicative
     from bigrad.gradients.perturbed import Perturbed
+    from bigrad.gradients.products import Differences, Exact
     from bigrad.gradients.proximal import Proximal
     from bigrad.gradients.regularised import Regularised
     from bigrad.gradients.score import Score
+    from bigrad.gradients.stencils import Central, Forward, SecondOrder
     from bigrad.gradients.steps import Absolute, Adaptive, Relative
+    from bigrad.gradients.unrolled import Unrolled
+    from bigrad.krylov import CG, GMRES, MINRES, T1T2, Neumann
     from bigrad.layer import Layer
     from bigrad.memory import Memory
     from bigrad.oracle import Oracle
@@ -45,6 +50,7 @@ if TYPE_CHECKING:
     from bigrad.oracles.tour import Tour
     from bigrad.oracles.tree import SpanningTree
     from bigrad.program import Program
+    from bigrad.sets import Ball, Box, Simplex
     from bigrad.solution import (
         BigradError,
         CapabilityError,
@@ -59,9 +65,11 @@ if TYPE_CHECKING:
     )
     from bigrad.solvers.active_set import ActiveSet
     from bigrad.solvers.certificate import Global
+    from bigrad.solvers.descent import LBFGS, Descent
     from bigrad.solvers.formula import Formula
     from bigrad.solvers.interior import Interior
     from bigrad.solvers.mehrotra import Mehrotra
+    from bigrad.solvers.methods import FISTA, GradientDescent, HeavyBall
     from bigrad.solvers.pieces import Pieces
     from bigrad.solvers.relaxation import Relaxation
     from bigrad.solvers.saddle import Saddle
@@ -78,19 +86,32 @@ _HOMES = {
     "Assignment": "oracles.assignment",
     "AtCentre": "gradients.baselines",
     "Auto": "auto",
+    "Ball": "sets",
     "BigradError": "solution",
+    "Box": "sets",
+    "CG": "krylov",
     "CapabilityError": "solution",
+    "Central": "gradients.stencils",
     "Common": "gradients.draws",
     "Cuts": "exact.cuts",
     "DeclarationError": "solution",
+    "Descent": "solvers.descent",
+    "Differences": "gradients.products",
+    "EqProp": "gradients.eqprop",
+    "Exact": "gradients.products",
+    "FISTA": "solvers.methods",
     "Flow": "oracles.flow",
     "Formula": "solvers.formula",
+    "Forward": "gradients.stencils",
     "Fresh": "gradients.draws",
+    "GMRES": "krylov",
     "Given": "oracles.given",
     "Global": "solvers.certificate",
+    "GradientDescent": "solvers.methods",
     "GraphPath": "oracles.paths",
     "GridPath": "oracles.grid",
     "Gumbel": "gradients.noise",
+    "HeavyBall": "solvers.methods",
     "IMLE": "gradients.imle",
     "Identity": "gradients.identity",
     "Implicit": "gradients.implicit",
@@ -99,13 +120,16 @@ _HOMES = {
     "Interpolate": "gradients.interpolate",
     "Joint": "gradients.joint",
     "Knapsack": "oracles.knapsack",
+    "LBFGS": "solvers.descent",
     "Layer": "layer",
     "LeaveOneOut": "gradients.baselines",
     "Levels": "gradients.levels",
+    "MINRES": "krylov",
     "MeanFree": "gradients.identity",
     "Mehrotra": "solvers.mehrotra",
     "Memory": "memory",
     "Multiplicative": "gradients.perturbation",
+    "Neumann": "krylov",
     "Normal": "gradients.noise",
     "Normalised": "gradients.identity",
     "Oracle": "oracle",
@@ -118,6 +142,8 @@ _HOMES = {
     "Relaxation": "solvers.relaxation",
     "Saddle": "solvers.saddle",
     "Score": "gradients.score",
+    "SecondOrder": "gradients.stencils",
+    "Simplex": "sets",
     "SingularWarning": "solution",
     "Solution": "solution",
     "SolveError": "solution",
@@ -128,16 +154,24 @@ _HOMES = {
     "Stats": "solution",
     "Status": "solution",
     "SumOfGamma": "gradients.noise",
+    "T1T2": "krylov",
     "TopK": "oracles.top",
     "Tour": "oracles.tour",
     "UnitNorm": "gradients.identity",
+    "Unrolled": "gradients.unrolled",
     "argmin": "declare",
     "bilevel": "declare",
     "datasets": "",
     "losses": "",
 }
 __all__ = [
+    "CG",
+    "FISTA",
+    "GMRES",
     "IMLE",
+    "LBFGS",
+    "MINRES",
+    "T1T2",
     "Absolute",
     "ActiveSet",
     "Adaptive",
@@ -145,19 +179,29 @@ __all__ = [
     "Assignment",
     "AtCentre",
     "Auto",
+    "Ball",
     "BigradError",
+    "Box",
     "CapabilityError",
+    "Central",
     "Common",
     "Cuts",
     "DeclarationError",
+    "Descent",
+    "Differences",
+    "EqProp",
+    "Exact",
     "Flow",
     "Formula",
+    "Forward",
     "Fresh",
     "Given",
     "Global",
+    "GradientDescent",
     "GraphPath",
     "GridPath",
     "Gumbel",
+    "HeavyBall",
     "Identity",
     "Implicit",
     "InputError",
@@ -172,6 +216,7 @@ __all__ = [
     "Mehrotra",
     "Memory",
     "Multiplicative",
+    "Neumann",
     "Normal",
     "Normalised",
     "Oracle",
@@ -184,6 +229,8 @@ __all__ = [
     "Relaxation",
     "Saddle",
     "Score",
+    "SecondOrder",
+    "Simplex",
     "SingularWarning",
     "Solution",
     "SolveError",
@@ -197,6 +244,7 @@ __all__ = [
     "TopK",
     "Tour",
     "UnitNorm",
+    "Unrolled",
     "argmin",
     "bilevel",
     "datasets",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import scipy.sparse as sp
@@ -16,6 +16,9 @@ from bigrad.affine import Array, flatten, namespace, product, unflatten
 from bigrad.combinatorial import Combinatorial
 from bigrad.quadratic import Maps
 from bigrad.solution import CapabilityError, InputError, Outcome, Point, Solution, Status
+
+if TYPE_CHECKING:
+    from bigrad.inner import Bound, Inner
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,7 +161,8 @@ class Program:
     are. integers: places in z of the leader's integer variables. derived: further inputs as functions of the user's, or
     None. saddle: the one convex program of a zero-sum game, with what tells its failures apart, or None. combinatorial: the
     program as a nested integer program that is a function of its costs, or None; it then has no other form. shown: the
-    variables that a layer returns where none are named.
+    variables that a layer returns where none are named. inner: the program as a torch function to be minimised, or None; it
+    then has no other form; bound: the same at the arguments of one call, in a program made by `at`.
     """
 
     inputs: tuple[Input, ...]
@@ -179,12 +183,16 @@ class Program:
     why_not_saddle: str = "it has one level"
     combinatorial: Combinatorial | None = field(default=None, repr=False)
     shown: tuple[Any, ...] = field(default=(), repr=False)
+    inner: Inner | None = field(default=None, repr=False)
+    bound: Bound | None = field(default=None, repr=False)
 
     @property
     def layout(self) -> Any:
         """The sizes of the form in which solvers have the program, and with them the order of w."""
         if self.combinatorial:
             return self.combinatorial.layout
+        if self.inner:
+            return self.inner.layout
         return self.quadratic.sizes if self.quadratic else self.smooth.layout
 
     @property
@@ -195,11 +203,19 @@ class Program:
     @property
     def offers(self) -> frozenset[str]:
         """What a gradient rule may rely on: `kkt`, the optimality conditions of both levels; `quadratic`, that they are
-        linear but for the pairs; `costs`, that the inputs are costs of decisions.
+        linear but for the pairs; `costs`, that the inputs are costs of decisions; `inner`, a torch function that is
+        minimised.
         """
+        if self.inner:
+            return frozenset({"kkt", "inner"})
         if self.combinatorial:
             return frozenset({"costs"})
         return frozenset({"kkt", "quadratic"} if self.quadratic else {"kkt"})
+
+    def at(self, values: Sequence[Any]) -> Program:
+        """The program of a torch function at the arguments of one call."""
+        assert self.inner is not None
+        return replace(self, bound=self.inner.bind(values))
 
     def nudged(self, weight: float) -> Program:
         """The quadratic program with weight |v|^2 / 2 + n'v added to its minimised upper objective, v all variables in the
@@ -230,6 +246,10 @@ class Program:
         """
         given = self._given(values or {})
         solver = self.checked(solver)
+        if self.inner:
+            raise CapabilityError(
+                "solve(values): a torch function takes its arguments by place: bigrad.Layer(program).solve(x, …)."
+            )
         theta = tuple(flatten(given[i.handle], len(i.shape)) for i in self.inputs)
         points = None if warm_start is None else self.points([warm_start])
         outcome = solver.solve(self, self.extended(theta), points)
@@ -270,6 +290,10 @@ class Program:
         kind = "quadratic" if self.quadratic else f"not quadratic ({self.why_not_quadratic})"
         if self.combinatorial:
             kind = self.combinatorial.kind
+        if self.inner:
+            solver, why = self.checked(solver).choose(self)
+            size = f"{len(self.inner.start)} variables{', projected' if self.inner.constrained else ''}"
+            return f"A torch function of {size}.\nSolver: {solver}. {why}"
         leader = sum(int(np.prod(u.shape)) for u in self.unknowns if u.leader)
         follower = sum(int(np.prod(u.shape)) for u in self.unknowns if not u.leader)
         who = "follower" if self.followers == 1 else f"{self.followers} followers together"
