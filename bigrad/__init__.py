@@ -65,9 +65,10 @@ if TYPE_CHECKING:
     )
     from bigrad.solvers.active_set import ActiveSet
     from bigrad.solvers.certificate import Global
-    from bigrad.solvers.descent import LBFGS, Descent
+    from bigrad.solvers.descent import Descent
     from bigrad.solvers.formula import Formula
     from bigrad.solvers.interior import Interior
+    from bigrad.solvers.lbfgs import LBFGS
     from bigrad.solvers.mehrotra import Mehrotra
     from bigrad.solvers.methods import FISTA, GradientDescent, HeavyBall
     from bigrad.solvers.pieces import Pieces
@@ -120,7 +121,7 @@ _HOMES = {
     "Interpolate": "gradients.interpolate",
     "Joint": "gradients.joint",
     "Knapsack": "oracles.knapsack",
-    "LBFGS": "solvers.descent",
+    "LBFGS": "solvers.lbfgs",
     "Layer": "layer",
     "LeaveOneOut": "gradients.baselines",
     "Levels": "gradients.levels",

@@ -58,6 +58,11 @@ class Inner:
         return Sizes(len(self.start))
 
     @property
+    def kind(self) -> str:
+        """What this is, for a person to read."""
+        return f"A torch function of {len(self.start)} variables{', projected' if self.constrained else ''}."
+
+    @property
     def constrained(self) -> bool:
         """Whether y is kept in a set."""
         return any(s is not None for s in self.within)
@@ -193,6 +198,30 @@ class Bound:
                 ".item(), numpy, torch.no_grad()). Compute it from its second argument, as functional_call(model, y, inputs) does."
             )
         return loss, slope
+
+    def curved(self, y: Tensor, leaves: Sequence[Tensor]) -> Tensor:
+        """The gradient at y in the graph of y and leaves, made sure to be differentiable: InputError where torch would take
+        it for constant without a word, after a backward marked `once_differentiable`."""
+        loss = self.energy(y, leaves)
+        if not loss.requires_grad:
+            return self.gradient(y, leaves, follow=True)[1]  # which says what is wrong
+        seed = torch.ones_like(loss).requires_grad_()  # such a backward leaves a mark if its own input wants a gradient
+        slope: Tensor | None = torch.autograd.grad(loss, y, seed, create_graph=True, allow_unused=True)[0]
+        if slope is None:
+            return self.gradient(y, leaves, follow=True)[1]
+        seen, ahead = set(), [slope.grad_fn]
+        while ahead:
+            node = ahead.pop()
+            if node is None or node in seen:
+                continue
+            if node.name() == "torch::autograd::Error":
+                raise InputError(
+                    "The inner loss could not be differentiated twice: some function in it has a once_differentiable backward. Take "
+                    "bigrad.Implicit(products=bigrad.Differences()) or bigrad.EqProp(…), which need first derivatives only."
+                )
+            seen.add(node)
+            ahead.extend(before for before, _ in node.next_functions)
+        return slope
 
     def slope(self, y: Tensor, push: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(g, its gradient in y) as constants; with `push`, of g + push'y."""

@@ -162,7 +162,7 @@ class Layer(nn.Module):
         assert inner is not None
         if not values:
             raise InputError("This layer takes the arguments of its inner loss but y: layer(x, …); got none.")
-        program = self.program.at(values)
+        program = replace(self.program, bound=inner.bind(values))
         start = warm_start[0] if isinstance(warm_start, Recall | list | tuple) and len(warm_start) == 1 else warm_start
         start = start.point if isinstance(start, Solution) else start
         if start is not None and not isinstance(start, Point):

@@ -162,7 +162,7 @@ class Program:
     None. saddle: the one convex program of a zero-sum game, with what tells its failures apart, or None. combinatorial: the
     program as a nested integer program that is a function of its costs, or None; it then has no other form. shown: the
     variables that a layer returns where none are named. inner: the program as a torch function to be minimised, or None; it
-    then has no other form; bound: the same at the arguments of one call, in a program made by `at`.
+    then has no other form; bound: the same at the arguments of one call.
     """
 
     inputs: tuple[Input, ...]
@@ -212,11 +212,6 @@ class Program:
             return frozenset({"costs"})
         return frozenset({"kkt", "quadratic"} if self.quadratic else {"kkt"})
 
-    def at(self, values: Sequence[Any]) -> Program:
-        """The program of a torch function at the arguments of one call."""
-        assert self.inner is not None
-        return replace(self, bound=self.inner.bind(values))
-
     def nudged(self, weight: float) -> Program:
         """The quadratic program with weight |v|^2 / 2 + n'v added to its minimised upper objective, v all variables in the
         order of `unknowns`; its inputs are the extended ones and n.
@@ -248,7 +243,7 @@ class Program:
         solver = self.checked(solver)
         if self.inner:
             raise CapabilityError(
-                "solve(values): a torch function takes its arguments by place: bigrad.Layer(program).solve(x, …)."
+                "solve(…): a torch function's arguments have no names; use bigrad.Layer(program).solve(x)."
             )
         theta = tuple(flatten(given[i.handle], len(i.shape)) for i in self.inputs)
         points = None if warm_start is None else self.points([warm_start])
@@ -287,13 +282,12 @@ class Program:
 
     def explain(self, solver: Solver | None = None) -> str:
         """What kind of program this is, which solver would take it, and why; for a person to read."""
+        chosen, why = self.checked(solver).choose(self)
+        if self.inner:
+            return f"{self.inner.kind}\nSolver: {chosen}. {why}"
         kind = "quadratic" if self.quadratic else f"not quadratic ({self.why_not_quadratic})"
         if self.combinatorial:
             kind = self.combinatorial.kind
-        if self.inner:
-            solver, why = self.checked(solver).choose(self)
-            size = f"{len(self.inner.start)} variables{', projected' if self.inner.constrained else ''}"
-            return f"A torch function of {size}.\nSolver: {solver}. {why}"
         leader = sum(int(np.prod(u.shape)) for u in self.unknowns if u.leader)
         follower = sum(int(np.prod(u.shape)) for u in self.unknowns if not u.leader)
         who = "follower" if self.followers == 1 else f"{self.followers} followers together"
@@ -310,7 +304,6 @@ class Program:
             )
         if self.derived:
             lines.append(f"Functions of parameters, computed before every solve: {', '.join(self.derived.names)}.")
-        chosen, why = self.checked(solver).choose(self)
         return "\n".join([*lines, f"Solver: {chosen}. {why}"])
 
     def solutions(self, outcome: Outcome, given: Mapping[Any, np.ndarray], *, verify: bool = False) -> list[Solution]:

@@ -147,7 +147,7 @@ INSIDE = {
         {"integers", "proof", "settle"},
         {"branch", "tangent", "verdict"},
         {"reformulation", "search", "sequence", "spatial", "stages"},
-        {"methods", "model", "piece", "recall", "sos", "starts", "uno"},
+        {"lbfgs", "methods", "model", "piece", "recall", "sos", "starts", "uno"},
         {"equilibrium"},
         {"active", "attain", "conic", "convex", "diagnose", "primal_dual", "scaling", "separable", "sparse_qp"},
         {"base"},

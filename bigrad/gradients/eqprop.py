@@ -7,8 +7,8 @@ With y_b the minimiser of g(x, y) + b v'y, v = dL/dy,
 
 taken by a finite difference in b. First derivatives of g only, and memory for two copies of y. The outer loss enters by
 its slope v, so y_b is as convex a problem for b < 0 as for b > 0. With the solver's error e the total error is of order
-beta + e / beta (Forward) or beta^2 + e / beta: a smaller beta needs a more exact solver. For a quadratic g that is also
-quadratic in x's partners, Central and SecondOrder have no error of their own at all.
+beta + e / beta (Forward) or beta^2 + e / beta: a smaller beta needs a more exact solver. For a g that is quadratic in y,
+Central and SecondOrder have no error of their own at all.
 """
 
 from __future__ import annotations

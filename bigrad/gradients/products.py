@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bigrad.inner import Bound, pulled
 from bigrad.solution import InputError
@@ -44,18 +44,30 @@ class Exact(AbstractProducts):
         y = y.detach().requires_grad_()
         fresh = tuple(t.detach().requires_grad_(w) for t, w in zip(leaves, wanted, strict=True))
         with torch.enable_grad():
-            _, slope = bound.gradient(y, fresh, follow=True)
+            slope = bound.curved(y, fresh)
 
         def hessian(v: Tensor) -> Tensor:
             if not slope.requires_grad:
-                raise InputError(
-                    "The inner loss has no second derivatives: it is linear in y, or some operation in it cannot be differentiated twice. "
-                    "Take bigrad.Implicit(…, products=bigrad.Differences()), or bigrad.EqProp(…), which need first derivatives only."
-                )
-            product = torch.autograd.grad(slope, y, v, retain_graph=True, allow_unused=True)[0]
+                return torch.zeros_like(v)
+            product = _twice(lambda: torch.autograd.grad(slope, y, v, retain_graph=True, allow_unused=True)[0])
             return torch.zeros_like(v) if product is None else product
 
-        return Second(slope.detach(), hessian, lambda q: pulled(slope, fresh, wanted, q, keep=True))
+        def mixed(q: Tensor) -> Grads:
+            found: Grads = _twice(lambda: pulled(slope, fresh, wanted, q, keep=True))
+            return found
+
+        return Second(slope.detach(), hessian, mixed)
+
+
+def _twice(derive: Callable[[], Any]) -> Any:
+    """A second derivative; InputError where torch has none."""
+    try:
+        return derive()
+    except RuntimeError as error:
+        raise InputError(
+            f"The inner loss could not be differentiated twice ({str(error)[:120]}). Take bigrad.Implicit(products=bigrad.Differences()) "
+            "or bigrad.EqProp(…), which need first derivatives only."
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,8 @@ class Unrolled(AbstractGradient):
         first_order(torch.is_grad_enabled())
         bound, follow = program.bound, outcome.factors
         assert bound is not None
+        with torch.enable_grad():
+            bound.curved(outcome.z[0].detach().requires_grad_(), bound.still)
         count = follow.steps if self.last is None else min(self.last, follow.steps)
         state = follow.forth(bound, None, follow.first(), follow.steps - count)
         pieces = isqrt(count) if self.pieces is None else self.pieces

@@ -34,6 +34,7 @@ def declare(function: Callable[..., Any], responds: Any, within: Any, default: S
         source=Source(),
         default=default,
         rebuild=(declare, (function, responds, within, default)),
+        shown=tuple(u.handle for u in unknowns),
         inner=inner,
     )
 

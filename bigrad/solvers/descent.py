@@ -16,28 +16,16 @@ import numpy as np
 from bigrad.program import Program
 from bigrad.solution import InputError, Outcome, Point, Status
 from bigrad.solvers.base import AbstractSolver
+from bigrad.solvers.lbfgs import LBFGS
 from bigrad.solvers.methods import AbstractMethod, State
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from torch.optim import Optimizer
 
     from bigrad.inner import Bound
 
 NUDGE = 1e-6
 """A nudged solve goes on until its residual is this share of the nudge."""
-INNER = 20
-"""Iterations of L-BFGS between two looks at the certificate."""
-
-
-@dataclass(frozen=True)
-class LBFGS:
-    """Limited-memory BFGS with a strong Wolfe line search: torch's own. Liu and Nocedal, Math. Prog. 1989.
-
-    The first choice where nothing is known of the curvature; not under a projection.
-    """
-
-    memory: int = 10
 
 
 Optimisers = Callable[[Iterable[Any]], Any]
@@ -140,7 +128,9 @@ class Descent(AbstractSolver):
     def _run(self, bound: Bound, y: Tensor, push: Tensor | None, own: float | None) -> Run:
         if isinstance(self.method, AbstractMethod):
             return self._steps(self.method, bound, y, push, own)
-        return self._optimise(bound, y, push, own)
+        if isinstance(self.method, LBFGS):
+            return self._quasi(self.method, bound, y, push, own)
+        return self._optimise(self.method, bound, y, push, own)
 
     def _steps(self, method: AbstractMethod, bound: Bound, y: Tensor, push: Tensor | None, own: float | None) -> Run:
         state, goal = method.first(y), np.inf
@@ -166,58 +156,35 @@ class Descent(AbstractSolver):
         residual = _residual(bound, state[0], slope, method.length)
         return Run(state[0], float(value), residual, goal, self.steps, False)
 
-    def _optimise(self, bound: Bound, y: Tensor, push: Tensor | None, own: float | None) -> Run:
+    def _quasi(self, method: LBFGS, bound: Bound, y: Tensor, push: Tensor | None, own: float | None) -> Run:
+        value, slope = bound.slope(y, push)
+        goal = self._goal(bound, float(slope.norm()), own)
+        least = 0.0 if self.tol == 0 else goal
+        y, value, slope, taken = method.minimise(lambda at: bound.slope(at, push), y, value, slope, self.steps, least)
+        return Run(y, float(value), float(slope.norm()), goal, taken, False)
+
+    def _optimise(self, make: Optimisers, bound: Bound, y: Tensor, push: Tensor | None, own: float | None) -> Run:
         import torch
 
-        newton = isinstance(self.method, LBFGS)
-        value, slope = bound.slope(y, push)
-        residual = _residual(bound, y, slope, 1.0)
-        goal, taken, stuck = self._goal(bound, residual, own), 0, 0
         y = y.detach().clone().requires_grad_()
-        optimiser = self._optimiser(y, goal)
-        while taken < self.steps and residual < np.inf and (self.tol == 0 or residual > goal):
-            known = [(value, slope)]
+        optimiser, goal = make([y]), np.inf
 
-            def closure(known: list[Any] = known) -> Tensor:
-                loss, y.grad = known.pop() if known else bound.slope(y, push)
-                return loss
+        def closure() -> Tensor:
+            value, y.grad = bound.slope(y, push)
+            return value
 
-            before = y.detach().clone() if newton else None
-            if newton:
-                optimiser.param_groups[0]["max_iter"] = min(INNER, self.steps - taken)
-                done = optimiser.state[y].get("n_iter", 0)
-                optimiser.step(closure)  # type: ignore[arg-type]
-                taken += max(optimiser.state[y]["n_iter"] - done, 1)
-            else:
-                y.grad = slope
-                optimiser.step()
-                taken += 1
+        for k in range(self.steps + 1):
+            value, slope = bound.slope(y, push)
+            residual = _residual(bound, y.detach(), slope, 1.0)
+            goal = self._goal(bound, residual, own) if k == 0 else goal
+            if k == self.steps or not residual < np.inf or (self.tol != 0 and residual <= goal):
+                break
+            y.grad = slope
+            optimiser.step(closure if isinstance(optimiser, torch.optim.LBFGS) else None)
             if bound.inner.constrained:
                 with torch.no_grad():
                     y.copy_(bound.inner.project(y.detach()))
-            value, slope = bound.slope(y, push)
-            residual = _residual(bound, y.detach(), slope, 1.0)
-            if before is not None and torch.equal(before, y.detach()):  # no step along what it remembers
-                if stuck == taken - 1 or stuck == taken:
-                    break
-                stuck, optimiser = taken, self._optimiser(y, goal)
-        return Run(y.detach(), float(value), residual, goal, taken, False)
-
-    def _optimiser(self, y: Tensor, goal: float) -> Optimizer:
-        import torch
-
-        if not isinstance(self.method, LBFGS):
-            assert callable(self.method)
-            made: Optimizer = self.method([y])
-            return made
-        small = 0.0 if self.tol == 0 else goal / len(y) ** 0.5
-        return torch.optim.LBFGS(
-            [y],
-            history_size=self.method.memory,
-            line_search_fn="strong_wolfe",
-            tolerance_grad=small,
-            tolerance_change=0.0,
-        )
+        return Run(y.detach(), float(value), residual, goal, k, False)
 
 
 @dataclass(frozen=True, eq=False)
