@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from bigrad.declare import argmin, bilevel
     from bigrad.exact.cuts import Cuts
     from bigrad.gradients.baselines import AtCentre, LeaveOneOut
+    from bigrad.gradients.bounds import ErrorBound
     from bigrad.gradients.draws import Common, Fresh
     from bigrad.gradients.eqprop import EqProp
     from bigrad.gradients.identity import Identity, MeanFree, Normalised, UnitNorm
@@ -99,6 +100,7 @@ _HOMES = {
     "Descent": "solvers.descent",
     "Differences": "gradients.products",
     "EqProp": "gradients.eqprop",
+    "ErrorBound": "gradients.bounds",
     "Exact": "gradients.products",
     "FISTA": "solvers.methods",
     "Flow": "oracles.flow",
@@ -191,6 +193,7 @@ __all__ = [
     "Descent",
     "Differences",
     "EqProp",
+    "ErrorBound",
     "Exact",
     "Flow",
     "Formula",

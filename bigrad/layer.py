@@ -289,8 +289,8 @@ def _rule(program: Program, gradient: AbstractGradient | Joint) -> AbstractGradi
 
 def _unfit(program: Program, solver: Any, rule: Any) -> str | None:
     """Why a rule cannot work with this solver's steps or with these constraints; None where it can."""
-    if isinstance(rule, Implicit) and not program.inner and (rule.linear or rule.products):
-        return f"{rule}: linear and products are for torch functions; a model's derivatives are solved for exactly. Use Implicit()."
+    if isinstance(rule, Implicit) and not program.inner and (rule.linear or rule.products or rule.bound):
+        return f"{rule}: linear, products and bound are for torch functions; a model's derivatives are solved for exactly. Use Implicit()."
     if isinstance(rule, Unrolled) and not (isinstance(solver, Descent) and isinstance(solver.method, AbstractMethod)):
         return f"{rule} follows the steps of GradientDescent, HeavyBall or FISTA, and the solver is {solver}. Take Implicit() or EqProp()."
     if (
@@ -301,6 +301,8 @@ def _unfit(program: Program, solver: Any, rule: Any) -> str | None:
         and rule.linear.symmetric
     ):
         return f"{rule.linear} needs a symmetric matrix, which a projection that is a plain function does not give. Use GMRES()."
+    if isinstance(rule, Implicit) and rule.bound and program.inner and program.inner.constrained:
+        return f"{rule.bound} holds where y is free, and here it is kept in a set. Leave the bound out."
     return None
 
 

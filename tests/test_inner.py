@@ -246,6 +246,70 @@ def test_hypergradients_are_the_reference_figures():
         assert memory.solutions[0].stats.adjoint_residual <= 1e-8
 
 
+# Bounds
+
+
+def bounded(seed, known):
+    """(bound, true error) of an inexact hypergradient, of a random quadratic with a bilinear and, every other time, a
+    nonquadratic term."""
+    rng = np.random.default_rng(seed)
+    n, m = rng.integers(2, 6, 2)
+    root, c, target = rng.normal(size=(n + 2, n)), rng.normal(size=(n, m)), rng.normal(size=n)
+    root, c, target = (torch.as_tensor(t) for t in (root, c, target))
+    h, mixed, bend = root.T @ root + 0.1 * torch.eye(n), float(rng.uniform(0, 1)), float(rng.uniform(0, 1)) * (seed % 2)
+    mu, big = (float(e) for e in torch.linalg.eigvalsh(h)[[0, -1]])
+    k = min(int(n), int(m))
+
+    def inner(x, y):
+        quadratic = 0.5 * y @ h @ y + y @ c @ x + 0.5 * mixed * (x[:k] * y[:k] ** 2).sum()
+        return quadratic + bend * torch.log(torch.cosh(y)).sum()
+
+    x = torch.as_tensor(rng.uniform(0, 1, m))
+    program = bg.argmin(inner, torch.zeros(int(n), dtype=DOUBLE))
+
+    def loss(y):
+        return 1.5 * ((y - target) ** 2).sum()
+
+    def found(solver, rule):
+        w, call = x.clone().requires_grad_(), bg.Memory().at([0])
+        loss(bg.Layer(program, solver=solver, gradient=rule)(w, warm_start=call)).backward()
+        return w.grad, call.solutions[0]
+
+    truth, exact = found(bg.Descent(tol=1e-12), bg.Implicit(bg.CG(tol=1e-13)))
+    spread = torch.linalg.matrix_norm(c, 2) + mixed * 2 * np.abs(exact["y"]).max() + 10 if known else None
+    limit = bg.ErrorBound(mu, 3.0, 0.77 * bend, mixed, None if spread is None else float(spread))
+    method = bg.GradientDescent(1.8 / (big + mixed + bend))
+    steps, tol = int(rng.integers(3, 60)), float(10 ** -rng.uniform(0, 6))
+    rough, solution = found(bg.Descent(method, steps, tol=0), bg.Implicit(bg.CG(tol=tol), bound=limit))
+    assert solution.stats.bound_estimated is not known
+    return solution.stats.gradient_bound, float((rough - truth).norm())
+
+
+@pytest.mark.parametrize(
+    "seeds", [range(40), pytest.param(range(1000), marks=pytest.mark.slow)], ids=["some", "a thousand"]
+)
+def test_the_bound_on_the_gradient_s_error_is_never_violated(seeds):
+    pairs = np.array([bounded(seed, known=False) for seed in seeds])
+    assert (pairs[:, 1] <= pairs[:, 0] * (1 + 1e-6) + 1e-10).all()
+    ratio = np.median(pairs[:, 0] / np.maximum(pairs[:, 1], 1e-12))
+    print(f"bound over error, median of {len(pairs)}: {ratio:.1f}")
+    assert ratio < 100
+    assert all(b >= e for b, e in [bounded(seed, known=True) for seed in list(seeds)[:5]])
+
+
+def test_the_bound_a_priori_is_above_the_one_a_posteriori():
+    limit = bg.ErrorBound(2.0, 3.0, 0.5, 0.25, 4.0)
+    slope, residual, error = 5.0, 0.1, 0.2
+    for q in (0.0, 1.0, (slope + residual) / 2):  # what |q| can be
+        assert limit.at(error, residual, q, 4.0) <= limit.before(error, residual, slope, 4.0)
+    assert bg.ErrorBound(2.0, 3.0).at(0.0, 0.5, 9.0, 4.0) == 4.0 * 0.5 / 2.0
+    with pytest.raises(bg.InputError, match="positive"):
+        bg.ErrorBound(0.0, 1.0)
+    program = bg.argmin(ridge, torch.zeros(8, dtype=DOUBLE), within=bg.Box())
+    with pytest.raises(bg.CapabilityError, match="kept in a set"):
+        bg.Layer(program, solver=bg.Descent(bg.FISTA(L)), gradient=bg.Implicit(bound=limit))
+
+
 # Dicts, modules, minibatches, warm starts
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING
 
+from bigrad.gradients.bounds import ErrorBound
 from bigrad.gradients.products import AbstractProducts, Exact, Grads
 from bigrad.krylov import CG, GMRES, AbstractLinear
 from bigrad.program import Program
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 def adjoint(
     linear: AbstractLinear | None,
     products: AbstractProducts | None,
+    limit: ErrorBound | None,
     program: Program,
     outcome: Outcome,
     theta: tuple[Tensor, ...],
@@ -62,7 +64,12 @@ def adjoint(
 
         solved = (linear or GMRES()).solve(reduced, v)
         q = back(solved.x)
-    bound.record.update(adjoint_residual=solved.residual, adjoint_steps=solved.iterations)
+    residual = solved.residual
+    if limit is not None:
+        if residual is None:
+            residual = float((second.hessian(q) - v).norm())
+        bound.record.update(limit.measured(bound, y, second, residual, q, theta, wanted))
+    bound.record.update(adjoint_residual=residual, adjoint_steps=solved.iterations)
     if solved.cause:
         warnings.warn(f"The hypergradient is inexact: {solved.cause}", SolveWarning, stacklevel=2)
     return second.mixed(-q)

@@ -29,6 +29,7 @@ import numpy as np
 from bigrad.affine import Array, mv, namespace
 from bigrad.exchange import Items
 from bigrad.gradients.base import AbstractGradient
+from bigrad.gradients.bounds import ErrorBound
 from bigrad.gradients.products import AbstractProducts
 from bigrad.krylov import AbstractLinear
 from bigrad.linear import Bordered, cholesky, exchange, lower_solve, solve_free
@@ -53,12 +54,14 @@ class Implicit(AbstractGradient):
     Choose it whenever the program has optimality conditions (every CVXPY program). Cost: one batched symmetric solve.
 
     A torch function that is minimised has them too, there to first order: linear solves with its Hessian, `CG()`,
-    `MINRES()`, `GMRES()`, `Neumann(…)` or `T1T2()` (None: CG, or GMRES under a projection that is a plain function), and
-    products says how its products are made, `Exact()` or `Differences()`. Memory does not grow with the solver's steps.
+    `MINRES()`, `GMRES()`, `Neumann(…)` or `T1T2()` (None: CG, or GMRES under a projection that is a plain function).
+    products: how its products are made, `Exact()` or `Differences()`. bound: asks for a bound on the error. Memory does not
+    grow with the solver's steps.
     """
 
     linear: AbstractLinear | None = None
     products: AbstractProducts | None = None
+    bound: ErrorBound | None = None
     needs: ClassVar[frozenset[str]] = frozenset({"kkt"})
 
     def pull_back(
@@ -70,7 +73,7 @@ class Implicit(AbstractGradient):
         if program.inner:
             from bigrad.gradients.adjoint import adjoint
 
-            return adjoint(self.linear, self.products, program, outcome, theta, wanted, cotangent)
+            return adjoint(self.linear, self.products, self.bound, program, outcome, theta, wanted, cotangent)
         if not outcome.ok.all():
             cotangent = torch.where(torch.as_tensor(outcome.ok, device=cotangent.device)[:, None], cotangent, 0.0)
         if outcome.smooth and hasattr(program.smooth, "pull"):

@@ -1,8 +1,8 @@
 """LBFGS: limited-memory BFGS. Liu and Nocedal, Math. Prog. 1989; line search by bisection for the weak Wolfe conditions of
 Lewis and Overton, Math. Prog. 2013.
 
-Values of the loss may rise by rounding, and slopes alone decide then, so that it converges to the last digits, where
-torch.optim.LBFGS gives up at about the square root of the precision.
+Where the promised fall of the loss is lost in rounding, slopes alone decide (Hager and Zhang, SIAM J. Optim. 2005), so
+that it converges to the last digits, where torch.optim.LBFGS gives up at about the square root of the precision.
 """
 
 from __future__ import annotations
@@ -82,14 +82,18 @@ def _search(
     start, fall = float(value), float(slope @ d)
     if not fall < 0:
         return None
-    slack = 8 * torch.finfo(y.dtype).eps * abs(start)
+    level = torch.finfo(y.dtype).eps ** 0.5 * (1 + abs(start))
     low, high = 0.0, float("inf")
     for _ in range(TRIES):
         ahead = y + step * d
         there, after = of(ahead)
-        if not float(there) <= start + FALL * step * fall + slack:  # NaN too
+        after_fall = float(after @ d)
+        fell = float(there) <= start + FALL * step * fall
+        if not fell and -step * fall <= level:  # lost in rounding: for a quadratic the slopes say the same
+            fell = after_fall <= (2 * FALL - 1) * fall
+        if not fell:  # NaN too
             high = step
-        elif float(after @ d) < FLAT * fall:
+        elif after_fall < FLAT * fall:
             low = step
         else:
             return ahead, there, after
