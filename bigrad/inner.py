@@ -17,6 +17,10 @@ from torch import Tensor
 from bigrad.sets import AbstractSet, Box, Simplex
 from bigrad.solution import InputError
 
+ONCE = (
+    "The inner loss could not be differentiated twice: {why}. Take bigrad.Implicit(products=bigrad.Differences()) or "
+    "bigrad.EqProp(…), which need first derivatives only."
+)
 Tree = Any
 """Tensors in dicts, lists and tuples, or anything else, which is passed on as it is."""
 
@@ -165,10 +169,9 @@ class Bound:
         return tuple(t.detach() for t in self.leaves)
 
     def finite(self) -> bool:
-        """Whether no tensor among the arguments holds a NaN or an infinity."""
+        """Whether no tensor in x, or among those that want gradients, holds a NaN or an infinity; further data may."""
         found: list[bool] = [bool(torch.isfinite(t).all()) for t in self.still]
-        for a in self.args:
-            _map(a, lambda leaf: _note(leaf.held, found), _Leaf)
+        _map(self.args[0], lambda leaf: _note(leaf.held, found), _Leaf)
         return all(found)
 
     def energy(self, y: Tensor, leaves: Sequence[Tensor]) -> Tensor:
@@ -201,12 +204,15 @@ class Bound:
 
     def curved(self, y: Tensor, leaves: Sequence[Tensor]) -> Tensor:
         """The gradient at y in the graph of y and leaves, made sure to be differentiable: InputError where torch would take
-        it for constant without a word, after a backward marked `once_differentiable`."""
+        it for constant without a word, after a backward marked `once_differentiable` or made by torch.compile."""
         loss = self.energy(y, leaves)
         if not loss.requires_grad:
             return self.gradient(y, leaves, follow=True)[1]  # which says what is wrong
         seed = torch.ones_like(loss).requires_grad_()  # such a backward leaves a mark if its own input wants a gradient
-        slope: Tensor | None = torch.autograd.grad(loss, y, seed, create_graph=True, allow_unused=True)[0]
+        try:
+            slope: Tensor | None = torch.autograd.grad(loss, y, seed, create_graph=True, allow_unused=True)[0]
+        except RuntimeError as error:
+            raise InputError(ONCE.format(why=str(error)[:120])) from error
         if slope is None:
             return self.gradient(y, leaves, follow=True)[1]
         seen, ahead = set(), [slope.grad_fn]
@@ -214,11 +220,8 @@ class Bound:
             node = ahead.pop()
             if node is None or node in seen:
                 continue
-            if node.name() == "torch::autograd::Error":
-                raise InputError(
-                    "The inner loss could not be differentiated twice: some function in it has a once_differentiable backward. Take "
-                    "bigrad.Implicit(products=bigrad.Differences()) or bigrad.EqProp(…), which need first derivatives only."
-                )
+            if node.name() == "torch::autograd::Error" or "CompiledFunction" in node.name():
+                raise InputError(ONCE.format(why="a once_differentiable backward, or torch.compile"))
             seen.add(node)
             ahead.extend(before for before, _ in node.next_functions)
         return slope

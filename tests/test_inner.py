@@ -668,6 +668,41 @@ def test_a_second_derivative_is_an_error_not_a_zero():
             torch.autograd.grad(outer(y), x, create_graph=True)
 
 
+@pytest.mark.parametrize("rule", [bg.Implicit(), bg.Implicit(bg.T1T2()), bg.EqProp(), bg.Unrolled()], ids=str)
+def test_a_loss_whose_slope_is_nan_has_gradients_of_nan(rule):
+    x = LOG_REG.clone().requires_grad_()
+    (bg.Layer(RIDGE, solver=TIGHT, gradient=rule)(x).sum() * math.nan).backward()
+    assert x.grad.isnan().all()
+
+
+def test_data_may_hold_nan_where_the_loss_does_not_mind():
+    layer = bg.Layer(bg.argmin(lambda x, y, data: ((y - x) ** 2).sum() + (y**2 * data.nan_to_num()).sum(), ZERO))
+    data = torch.tensor([1.0, math.nan, 1.0], dtype=DOUBLE)
+    torch.testing.assert_close(layer(ONE, data), torch.tensor([0.5, 1.0, 0.5], dtype=DOUBLE))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rule", [bg.Implicit(), bg.EqProp(0.1)], ids=str)
+def test_low_precision_works_with_its_own_tolerances(dtype, rule):
+    x = torch.tensor([1.0, 2.0, 3.0], dtype=dtype, requires_grad=True)
+    y = bg.Layer(bg.argmin(lambda x, y: ((y - x) ** 2).sum(), torch.zeros(3, dtype=dtype)), gradient=rule)(x)
+    y.sum().backward()
+    assert (y.dtype, x.grad.dtype) == (dtype, dtype)
+    torch.testing.assert_close(x.grad.float(), torch.ones(3), rtol=0.1, atol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_a_compiled_inner_loss_works_with_first_derivatives_and_says_that_it_has_no_second():
+    inner = torch.compile(lambda x, y: ((y - x) ** 2).sum())
+    program, x = bg.argmin(inner, ZERO), ONE.clone().requires_grad_()
+    for rule in (bg.Implicit(products=bg.Differences()), bg.EqProp()):
+        found = torch.autograd.grad(bg.Layer(program, gradient=rule)(x).sum(), x)[0]
+        torch.testing.assert_close(found, ONE, rtol=1e-6, atol=0)
+    with pytest.raises(bg.InputError, match="twice"):
+        bg.Layer(program)(x).sum().backward()
+
+
 # Memory
 
 

@@ -38,6 +38,8 @@ def adjoint(
     first_order(torch.is_grad_enabled())
     bound, y, v = program.bound, outcome.z[0], cotangent[0]
     assert bound is not None
+    if not bool(torch.isfinite(v).all()):
+        return unknown(theta, wanted)
     inner = bound.inner
     second = (products or Exact()).at(bound, y, theta, wanted)
     slope = second.slope
@@ -81,3 +83,8 @@ def first_order(following: bool) -> None:
         raise NotImplementedError(
             "A torch lower level has first derivatives only: leave out create_graph=True, or take finite differences of them."
         )
+
+
+def unknown(theta: tuple[Tensor, ...], wanted: tuple[bool, ...]) -> Grads:
+    """The gradients where that of the loss in y is not finite: NaN, which no solver should be asked to smooth over."""
+    return tuple(t.new_full(t.shape, float("nan")) if w else None for t, w in zip(theta, wanted, strict=True))

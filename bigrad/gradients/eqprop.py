@@ -17,7 +17,7 @@ import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from bigrad.gradients.adjoint import first_order
+from bigrad.gradients.adjoint import first_order, unknown
 from bigrad.gradients.base import AbstractGradient
 from bigrad.gradients.stencils import AbstractStencil, Central
 from bigrad.program import Program
@@ -58,6 +58,8 @@ class EqProp(AbstractGradient):
         first_order(torch.is_grad_enabled())
         bound, y, v = program.bound, outcome.z[0], cotangent[0]
         assert bound is not None
+        if not bool(torch.isfinite(v).all()):
+            return unknown(theta, wanted)
         found: list[Tensor | None] = [torch.zeros_like(t) if w else None for t, w in zip(theta, wanted, strict=True)]
         if not bool(v.any()):
             return tuple(found)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bigrad.inner import Bound, pulled
+from bigrad.inner import ONCE, Bound, pulled
 from bigrad.solution import InputError
 
 if TYPE_CHECKING:
@@ -64,10 +64,7 @@ def _twice(derive: Callable[[], Any]) -> Any:
     try:
         return derive()
     except RuntimeError as error:
-        raise InputError(
-            f"The inner loss could not be differentiated twice ({str(error)[:120]}). Take bigrad.Implicit(products=bigrad.Differences()) "
-            "or bigrad.EqProp(…), which need first derivatives only."
-        ) from error
+        raise InputError(ONCE.format(why=str(error)[:120])) from error
 
 
 @dataclass(frozen=True)

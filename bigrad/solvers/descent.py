@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from bigrad.inner import Bound
 
 NUDGE = 1e-6
-"""A nudged solve goes on until its residual is this share of the nudge."""
+"""A nudged solve goes on until its residual is this share of the nudge, or the root of the precision's epsilon."""
 
 
 Optimisers = Callable[[Iterable[Any]], Any]
@@ -114,7 +114,7 @@ class Descent(AbstractSolver):
 
     def again(self, bound: Bound, y: Tensor, push: Tensor) -> tuple[Tensor, float, float]:
         """The minimiser of g + push'y, from y; the residual reached, and the one that is small enough."""
-        run = self._run(bound, y, push, NUDGE * float(push.norm()))
+        run = self._run(bound, y, push, max(NUDGE, _eps(bound) ** 0.5) * float(push.norm()))
         return run.y, run.residual, run.goal
 
     def _goal(self, bound: Bound, first: float, own: float | None) -> float:
