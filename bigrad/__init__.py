@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     )
     from bigrad.fenchel.contrastive import AuxiliaryCoordinates, ContrastiveHebbian, Lifted
     from bigrad.gradients.baselines import AtCentre, LeaveOneOut
+    from bigrad.gradients.bounds import ErrorBound
     from bigrad.gradients.draws import Common, Fresh
+    from bigrad.gradients.eqprop import EqProp
     from bigrad.gradients.identity import Identity, MeanFree, Normalised, UnitNorm
     from bigrad.gradients.imle import IMLE
     from bigrad.gradients.implicit import Implicit
@@ -39,10 +41,14 @@ if TYPE_CHECKING:
     from bigrad.gradients.noise import Gumbel, Normal, SumOfGamma
     from bigrad.gradients.perturbation import Additive, Multiplicative
     from bigrad.gradients.perturbed import Perturbed
+    from bigrad.gradients.products import Differences, Exact
     from bigrad.gradients.proximal import Proximal
     from bigrad.gradients.regularised import Regularised
     from bigrad.gradients.score import Score
+    from bigrad.gradients.stencils import Central, Forward, SecondOrder
     from bigrad.gradients.steps import Absolute, Adaptive, Relative
+    from bigrad.gradients.unrolled import Unrolled
+    from bigrad.krylov import CG, GMRES, MINRES, T1T2, Neumann
     from bigrad.layer import Layer
     from bigrad.memory import Memory
     from bigrad.optim.bome import BOME, GapGradient, GapValue
@@ -57,6 +63,7 @@ if TYPE_CHECKING:
     from bigrad.oracles.tour import Tour
     from bigrad.oracles.tree import SpanningTree
     from bigrad.program import Program
+    from bigrad.sets import Ball, Box, Simplex
     from bigrad.solution import (
         BigradError,
         CapabilityError,
@@ -71,9 +78,12 @@ if TYPE_CHECKING:
     )
     from bigrad.solvers.active_set import ActiveSet
     from bigrad.solvers.certificate import Global
+    from bigrad.solvers.descent import Descent
     from bigrad.solvers.formula import Formula
     from bigrad.solvers.interior import Interior
+    from bigrad.solvers.lbfgs import LBFGS
     from bigrad.solvers.mehrotra import Mehrotra
+    from bigrad.solvers.methods import FISTA, GradientDescent, HeavyBall
     from bigrad.solvers.pieces import Pieces
     from bigrad.solvers.relaxation import Relaxation
     from bigrad.solvers.saddle import Saddle
@@ -92,8 +102,12 @@ _HOMES = {
     "Auto": "auto",
     "BOME": "optim.bome",
     "AuxiliaryCoordinates": "fenchel.contrastive",
+    "Ball": "sets",
     "BigradError": "solution",
+    "Box": "sets",
+    "CG": "krylov",
     "CapabilityError": "solution",
+    "Central": "gradients.stencils",
     "Common": "gradients.draws",
     "ContrastiveHebbian": "fenchel.contrastive",
     "Cuts": "exact.cuts",
@@ -106,16 +120,26 @@ _HOMES = {
     "FenchelSigmoid": "fenchel.activations",
     "FenchelSoftmax": "fenchel.activations",
     "FenchelTanh": "fenchel.activations",
+    "Descent": "solvers.descent",
+    "Differences": "gradients.products",
+    "EqProp": "gradients.eqprop",
+    "ErrorBound": "gradients.bounds",
+    "Exact": "gradients.products",
+    "FISTA": "solvers.methods",
     "Flow": "oracles.flow",
     "Formula": "solvers.formula",
+    "Forward": "gradients.stencils",
     "Fresh": "gradients.draws",
     "GapGradient": "optim.bome",
     "GapValue": "optim.bome",
+    "GMRES": "krylov",
     "Given": "oracles.given",
     "Global": "solvers.certificate",
+    "GradientDescent": "solvers.methods",
     "GraphPath": "oracles.paths",
     "GridPath": "oracles.grid",
     "Gumbel": "gradients.noise",
+    "HeavyBall": "solvers.methods",
     "IMLE": "gradients.imle",
     "Identity": "gradients.identity",
     "Implicit": "gradients.implicit",
@@ -124,14 +148,17 @@ _HOMES = {
     "Interpolate": "gradients.interpolate",
     "Joint": "gradients.joint",
     "Knapsack": "oracles.knapsack",
+    "LBFGS": "solvers.lbfgs",
     "Layer": "layer",
     "LeaveOneOut": "gradients.baselines",
     "Levels": "gradients.levels",
     "Lifted": "fenchel.contrastive",
+    "MINRES": "krylov",
     "MeanFree": "gradients.identity",
     "Mehrotra": "solvers.mehrotra",
     "Memory": "memory",
     "Multiplicative": "gradients.perturbation",
+    "Neumann": "krylov",
     "Normal": "gradients.noise",
     "Normalised": "gradients.identity",
     "Oracle": "oracle",
@@ -144,6 +171,8 @@ _HOMES = {
     "Relaxation": "solvers.relaxation",
     "Saddle": "solvers.saddle",
     "Score": "gradients.score",
+    "SecondOrder": "gradients.stencils",
+    "Simplex": "sets",
     "SingularWarning": "solution",
     "Solution": "solution",
     "SolveError": "solution",
@@ -154,9 +183,11 @@ _HOMES = {
     "Stats": "solution",
     "Status": "solution",
     "SumOfGamma": "gradients.noise",
+    "T1T2": "krylov",
     "TopK": "oracles.top",
     "Tour": "oracles.tour",
     "UnitNorm": "gradients.identity",
+    "Unrolled": "gradients.unrolled",
     "argmin": "declare",
     "bilevel": "declare",
     "datasets": "",
@@ -164,7 +195,13 @@ _HOMES = {
 }
 __all__ = [
     "BOME",
+    "CG",
+    "FISTA",
+    "GMRES",
     "IMLE",
+    "LBFGS",
+    "MINRES",
+    "T1T2",
     "Absolute",
     "ActiveSet",
     "Adaptive",
@@ -173,12 +210,20 @@ __all__ = [
     "AtCentre",
     "Auto",
     "AuxiliaryCoordinates",
+    "Ball",
     "BigradError",
+    "Box",
     "CapabilityError",
+    "Central",
     "Common",
     "ContrastiveHebbian",
     "Cuts",
     "DeclarationError",
+    "Descent",
+    "Differences",
+    "EqProp",
+    "ErrorBound",
+    "Exact",
     "Family",
     "FenchelHardsigmoid",
     "FenchelHardtanh",
@@ -189,14 +234,17 @@ __all__ = [
     "FenchelTanh",
     "Flow",
     "Formula",
+    "Forward",
     "Fresh",
     "GapGradient",
     "GapValue",
     "Given",
     "Global",
+    "GradientDescent",
     "GraphPath",
     "GridPath",
     "Gumbel",
+    "HeavyBall",
     "Identity",
     "Implicit",
     "InputError",
@@ -212,6 +260,7 @@ __all__ = [
     "Mehrotra",
     "Memory",
     "Multiplicative",
+    "Neumann",
     "Normal",
     "Normalised",
     "Oracle",
@@ -224,6 +273,8 @@ __all__ = [
     "Relaxation",
     "Saddle",
     "Score",
+    "SecondOrder",
+    "Simplex",
     "SingularWarning",
     "Solution",
     "SolveError",
@@ -237,6 +288,7 @@ __all__ = [
     "TopK",
     "Tour",
     "UnitNorm",
+    "Unrolled",
     "argmin",
     "bilevel",
     "datasets",

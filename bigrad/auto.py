@@ -29,7 +29,8 @@ class Auto(AbstractSolver, AbstractGradient):
     """Chooses by the program: Cuts for OR-Tools models and integer followers, with Interpolate for the gradient; Global where
     the leader has integer variables; Saddle for a convex-concave zero-sum game; for one level, ActiveSet for a convex
     quadratic program, Formula for the projection onto a ball and Interior for other cones; for two, Sparse for a large one,
-    Pieces under a convex quadratic upper level; Relaxation for any other; Implicit for the gradient.
+    Pieces under a convex quadratic upper level; Relaxation for any other; Descent for a torch
+    function; Implicit for the gradient.
 
     `program.explain()` and `layer.explain()` print the choice and its reason.
     """
@@ -38,7 +39,7 @@ class Auto(AbstractSolver, AbstractGradient):
 
     def accepts(self, program: Program) -> str | None:
         """None, but for integers in a program that SCIP cannot be given: some solver takes every other that could be declared."""
-        asked = program.integers or program.combinatorial
+        asked = program.integers or program.combinatorial or program.inner
         return self.choose(program)[0].accepts(program) if asked else None
 
     def choose(self, program: Program) -> tuple[AbstractSolver, str]:
@@ -46,6 +47,7 @@ class Auto(AbstractSolver, AbstractGradient):
         from bigrad.exact.cuts import Cuts
         from bigrad.solvers.active_set import ActiveSet
         from bigrad.solvers.certificate import Global
+        from bigrad.solvers.descent import Descent
         from bigrad.solvers.formula import Formula
         from bigrad.solvers.interior import Interior
         from bigrad.solvers.pieces import Pieces
@@ -55,6 +57,8 @@ class Auto(AbstractSolver, AbstractGradient):
 
         if program.combinatorial:
             return Cuts(), Cuts().choose(program)[1]
+        if program.inner:
+            return Descent(), Descent().choose(program)[1]
         if program.integers:
             return Global(), f"The leader has integer variables. {Global().choose(program)[1]}"
         if program.saddle is not None:

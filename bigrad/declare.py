@@ -136,7 +136,9 @@ def _answers(responds: Any) -> list[cp.Variable]:
     return answers
 
 
-def argmin(problem: Any, *, costs: Mapping[str, Any] | None = None) -> Program:
+def argmin(
+    problem: Any, responds: Any = None, *, within: Any = None, costs: Mapping[str, Any] | None = None
+) -> Program:
     """Declare a program with one level: an ordinary CVXPY problem, whose solution becomes a layer as that of two levels
     does.
 
@@ -147,7 +149,17 @@ def argmin(problem: Any, *, costs: Mapping[str, Any] | None = None) -> Program:
     dual variables are outputs too. With integer variables it must be linear, with Parameters in the objective only; it is
     then differentiated by an estimator. A CP-SAT or MathOpt model is taken as well; costs: as in `bilevel`.
     Raises DeclarationError, with what to change, for a problem that cannot be taken.
+
+    A torch function, `argmin(inner, responds=w0)`: inner(x, y, *more) returns the scalar tensor to be minimised in y, and
+    `Layer(program)(x, *more)` is y*, differentiable in every tensor among its arguments (in dicts and lists too). responds:
+    where solvers start, a tensor or a dict of tensors such as a module's parameters, for `torch.func.functional_call`; y and
+    y* have its form. within: keeps y in a `bigrad.Box`, `Simplex` or `Ball`, or in the set onto which a function projects; for
+    a dict of tensors, one for all or a dict of them by name.
     """
+    if responds is not None or isinstance(problem, FunctionType | MethodType | partial):
+        return _torch(problem, responds, within, costs)
+    if within is not None:
+        raise DeclarationError("argmin(problem, within=…): for torch functions; write a model's constraints into it.")
     from bigrad.programs import ortools
 
     if ortools.is_model(problem):
@@ -168,3 +180,15 @@ def argmin(problem: Any, *, costs: Mapping[str, Any] | None = None) -> Program:
     if any(is_integer(v) for v in problem.variables()):
         return mixed.declare(problem, None, (), Auto())
     return single.declare(problem, Auto())
+
+
+def _torch(function: Any, responds: Any, within: Any, costs: Any) -> Program:
+    """The program of a torch function."""
+    if not callable(function) or responds is None or costs is not None:
+        raise DeclarationError(
+            f"argmin({type(function).__name__}, responds={type(responds).__name__}): a torch lower level is a function of (x, y) and "
+            "the tensor, or dict of tensors, where y starts: argmin(inner, responds=w0). A cvxpy.Problem needs no responds."
+        )
+    from bigrad.programs.torch import declare
+
+    return declare(function, responds, within, Auto())

@@ -6,6 +6,7 @@ Shapes, batches, devices and failures are settled here; the mathematics is not.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -16,16 +17,21 @@ from torch.autograd.forward_ad import unpack_dual
 
 from bigrad.affine import flatten
 from bigrad.auto import Auto
-from bigrad.gradients.base import AbstractGradient, attach
+from bigrad.gradients.base import AbstractGradient, attach, attach_pull
 from bigrad.gradients.estimator import AbstractEstimator
+from bigrad.gradients.implicit import Implicit
 from bigrad.gradients.interpolate import Interpolate
 from bigrad.gradients.joint import Joint
 from bigrad.gradients.levels import Levels
+from bigrad.gradients.unrolled import Unrolled
+from bigrad.handles import same
 from bigrad.memory import Recall
 from bigrad.parallel import single_torch
-from bigrad.program import Input, Program, Unknown, same
+from bigrad.program import Input, Program, Unknown
 from bigrad.solution import CapabilityError, InputError, Outcome, Point, Solution, SolveError
 from bigrad.solvers.base import AbstractSolver, batch_size
+from bigrad.solvers.descent import Descent
+from bigrad.solvers.methods import AbstractMethod
 
 Starts = Sequence[Solution | None] | Sequence[Point | None]
 """Solutions or what a Memory keeps of them, one per item."""
@@ -46,6 +52,9 @@ class Layer(nn.Module):
     mixed. Outputs have the batch dimension if any argument has, and the device and dtype of the first argument (torch's
     default dtype if that is of integers); solves are in float64 on the CPU. Raises InputError for wrong shapes and
     CapabilityError for a solver or rule that cannot take the program.
+
+    A torch function: `Layer(argmin(inner, responds=w0))(x, *more)` is y*, in the form, dtype and device of w0; the
+    arguments are inner's own, and no dimension of them is a batch. parameters and variables are left out.
     """
 
     def __init__(
@@ -68,6 +77,10 @@ class Layer(nn.Module):
         self.rule = _rule(program, self.gradient)
         if missing := self.rule.needs - program.offers:
             raise CapabilityError(_refused(self.gradient, missing))
+        if reason := _unfit(program, self.solver, self.rule):
+            raise CapabilityError(reason)
+        if program.inner and not parameters is variables is None:
+            raise InputError("Layer(parameters=…, variables=…): a torch function has neither; call layer(x, …).")
         parameters = [i.handle for i in program.inputs] if parameters is None else parameters
         self._order = [_position(p, program.inputs, "parameter") for p in parameters]
         if len(set(self._order)) < len(self._order):
@@ -88,14 +101,18 @@ class Layer(nn.Module):
             )
         return torch.as_tensor(np.asarray(i.value, dtype=float))
 
-    def forward(self, *values: Tensor, warm_start: Starts | None = None) -> tuple[Tensor, ...]:
-        """Solve at these parameter values; one tensor per variable.
+    def forward(self, *values: Any, warm_start: Any = None) -> Any:
+        """Solve at these parameter values; one tensor per variable, in a tuple.
 
         warm_start: where to start, one per item: Solutions of earlier calls, or `memory.at(indices)` of a
         `bigrad.Memory`, which also takes over the new ones. Warm items take a small part of the time. The answer is
         never worse than the best one on the old solution's sides of the follower's complementarity pairs; so at the
         same inputs never worse than the old solution.
+
+        A torch function gives y* itself, and starts at a y in its form, at a Solution or a Point, or at `memory.at([key])`.
         """
+        if self.program.inner:
+            return self._minimised(values, warm_start)
         with single_torch:
             theta, batched = self._theta(values)
         outcome = self._solve(theta, values, warm_start)
@@ -127,6 +144,58 @@ class Layer(nn.Module):
         )
         return self._typed(w if batched else w[0], self._variables, values)
 
+    def _minimised(self, values: Sequence[Any], warm_start: Any) -> Any:
+        """y* of a torch function."""
+        bound, outcome = self._descended(values, warm_start)
+        if self.on_failure == "raise" and not outcome.ok.all():
+            raise _failure(outcome, False)
+        assert bound.bound is not None
+        assert not isinstance(self.rule, Joint)
+        w, leaves = outcome.z, bound.bound.leaves
+        if not outcome.ok.all():
+            w = (
+                attach_pull(_nothing, torch.full_like(w, torch.nan), leaves)
+                if leaves
+                else torch.full_like(w, torch.nan)
+            )
+        elif leaves:
+            w = attach(self.rule, bound, outcome, w, leaves)
+        return bound.bound.inner.unflatten(w[0])
+
+    def _descended(self, values: Sequence[Any], warm_start: Any) -> tuple[Program, Outcome]:
+        """The program at these arguments, and its outcome."""
+        inner = self.program.inner
+        assert inner is not None
+        if not values:
+            raise InputError("This layer takes the arguments of its inner loss but y: layer(x, …); got none.")
+        program = replace(self.program, bound=inner.bind(values))
+        start = warm_start[0] if isinstance(warm_start, Recall | list | tuple) and len(warm_start) == 1 else warm_start
+        start = start.point if isinstance(start, Solution) else start
+        if start is not None and not isinstance(start, Point):
+            start = Point(inner.flatten(start, "warm_start"), np.zeros(0, dtype=bool))  # type: ignore[arg-type]
+        if start is not None and len(start.z) != len(inner.start):
+            raise InputError(
+                f"warm_start has {len(start.z)} numbers, and y has {len(inner.start)}: it is of another program."
+            )
+        assert program.bound is not None
+        with torch.no_grad():
+            outcome = self.solver.solve(program, program.bound.still, [start])
+        if isinstance(warm_start, Recall):
+            warm_start.keep(outcome, partial(self._reported, program, outcome))
+        return program, outcome
+
+    def _reported(self, program: Program, outcome: Outcome) -> list[Solution]:
+        """The Solution of a torch function, with what the backward pass of its call has put on record by now."""
+        assert program.bound is not None
+        shown = replace(outcome, z=outcome.z.double(), w=outcome.w.double()).on_host()
+        solver = self.solver if isinstance(self.solver, Descent) else None
+        error = solver.error(program.bound, float(outcome.residual[0])) if solver else None
+        record = program.bound.record
+        return [
+            replace(s, stats=replace(s.stats, error=error, **record), point=outcome.point(0))
+            for s in program.solutions(shown, {})
+        ]
+
     @staticmethod
     def _typed(w: Tensor, shown: Sequence[Unknown], values: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The outputs, on the device and of the dtype of the first argument."""
@@ -134,12 +203,15 @@ class Layer(nn.Module):
         dtype = first.dtype if first.is_floating_point() else torch.get_default_dtype()
         return tuple(u.read(w).to(first.device, dtype) for u in shown)
 
-    def solve(self, *values: Tensor, warm_start: Starts | None = None, verify: bool = False) -> list[Solution]:
+    def solve(self, *values: Any, warm_start: Any = None, verify: bool = False) -> list[Solution]:
         """The Solutions at these parameter values, one per item, with statuses and stats; no gradient. Never raises for
         an item.
 
         verify: re-solve each follower with another solver and report `stats.follower_gap`.
         """
+        if self.program.inner:
+            with torch.no_grad():
+                return self._reported(*self._descended(values, warm_start))
         theta, _ = self._theta(values)
         outcome = self._solve(theta, values, warm_start).on_host()
         return self.program.solutions(outcome, self._given(values), verify=verify)
@@ -149,6 +221,8 @@ class Layer(nn.Module):
         if self.program.combinatorial:
             return f"{self.program.explain(self.solver)}\nGradient: {self.rule}."
         rule = "Implicit()" if isinstance(self.gradient, Auto) else self.gradient
+        if self.program.inner:
+            return f"{self.program.explain(self.solver)}\nGradient: {rule}."
         return f"{self.program.explain(self.solver)}\nGradient: {rule}, the implicit function theorem at the solution's own active set."
 
     def _shown(self, home: Program) -> list[Unknown]:
@@ -219,6 +293,30 @@ def _rule(program: Program, gradient: AbstractGradient | Joint) -> AbstractGradi
     return Levels(rule) if program.combinatorial.base.followers else Joint(rule)
 
 
+def _unfit(program: Program, solver: Any, rule: Any) -> str | None:
+    """Why a rule cannot work with this solver's steps or with these constraints; None where it can."""
+    if isinstance(rule, Implicit) and not program.inner and (rule.linear or rule.products or rule.bound):
+        return f"{rule}: linear, products and bound are for torch functions; a model's derivatives are solved for exactly. Use Implicit()."
+    if isinstance(rule, Unrolled) and not (isinstance(solver, Descent) and isinstance(solver.method, AbstractMethod)):
+        return f"{rule} follows the steps of GradientDescent, HeavyBall or FISTA, and the solver is {solver}. Take Implicit() or EqProp()."
+    if (
+        isinstance(rule, Implicit)
+        and program.inner
+        and not program.inner.faces
+        and rule.linear
+        and rule.linear.symmetric
+    ):
+        return f"{rule.linear} needs a symmetric matrix, which a projection that is a plain function does not give. Use GMRES()."
+    if isinstance(rule, Implicit) and rule.bound and program.inner and program.inner.constrained:
+        return f"{rule.bound} holds where y is free, and here it is kept in a set. Leave the bound out."
+    return None
+
+
+def _nothing(theta: tuple[Tensor, ...], wanted: tuple[bool, ...], cotangent: Tensor) -> tuple[Tensor | None, ...]:
+    """Zero gradients."""
+    return tuple(torch.zeros_like(t) if w else None for t, w in zip(theta, wanted, strict=True))
+
+
 def _refused(gradient: AbstractGradient | Joint, missing: frozenset[str]) -> str:
     """Why a rule does not fit a program, and which do."""
     if "costs" in missing:
@@ -230,6 +328,8 @@ def _refused(gradient: AbstractGradient | Joint, missing: frozenset[str]) -> str
             f"{gradient} needs optimality conditions, which a program with integers does not have. "
             "Rules that work here: Interpolate, Identity, Perturbed, IMLE, alone or in Joint(…)."
         )
+    if "inner" in missing:
+        return f"{gradient} needs a lower level written in torch, argmin(inner, responds=w0). Use Implicit()."
     return f"{gradient} needs {', '.join(sorted(missing))}, which this program does not have."
 
 

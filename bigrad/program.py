@@ -5,17 +5,21 @@ What it takes in, what it gives out, and the forms in which solvers may have it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import scipy.sparse as sp
 
 from bigrad.affine import Array, flatten, namespace, product, unflatten
 from bigrad.combinatorial import Combinatorial
+from bigrad.handles import Decisions, listed, same
 from bigrad.quadratic import Maps
 from bigrad.solution import CapabilityError, InputError, Outcome, Point, Solution, Status
+
+if TYPE_CHECKING:
+    from bigrad.inner import Bound, Inner
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,41 +63,6 @@ class Unknown:
             )
         flat = w[..., self.place] if isinstance(self.place, slice) else product(self.place, w)
         return unflatten(flat, self.shape)
-
-
-def same(one: Any, other: Any) -> bool:
-    """Whether two handles are the same: names by their letters, objects by identity."""
-    return one is other or (isinstance(one, str) and isinstance(other, str) and one == other)
-
-
-def listed(handles: Any) -> tuple[tuple[int, ...], list[Any]]:
-    """The shape of a list or array of objects, and they themselves in the order of `flatten`."""
-    if isinstance(handles, np.ndarray):
-        return handles.shape, list(handles.flatten(order="F"))
-    own = list(handles) if hasattr(handles, "__iter__") else [handles]
-    return (len(own),), own
-
-
-class Decisions(Mapping[Any, np.ndarray]):
-    """Values by variables of models that are asked who they are: equal variables of two models are not the same one."""
-
-    def __init__(self, find: Callable[[Any], int | None], unknowns: Sequence[Unknown], w: np.ndarray):
-        self.find, self.unknowns, self.w = find, unknowns, w
-
-    def __getitem__(self, handle: Any) -> np.ndarray:
-        place = self.find(handle)
-        if place is None:
-            raise KeyError(handle)
-        return self.unknowns[place].read(self.w)
-
-    def __contains__(self, handle: Any) -> bool:
-        return self.find(handle) is not None
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(u.handle for u in self.unknowns)
-
-    def __len__(self) -> int:
-        return len(self.unknowns)
 
 
 class Solver(Protocol):
@@ -162,7 +131,8 @@ class Program:
     are. integers: places in z of the leader's integer variables. derived: further inputs as functions of the user's, or, of a
     combinatorial program, its costs; or None. saddle: the one convex program of a zero-sum game, with what tells its failures
     apart, or None. combinatorial: the program as a nested integer program that is a function of its costs, or None; it then
-    has no other form. shown: the variables that a layer returns where none are named.
+    has no other form. shown: the variables that a layer returns where none are named. inner: the program as a torch function
+    to be minimised, or None; it then has no other form; bound: the same at the arguments of one call.
     """
 
     inputs: tuple[Input, ...]
@@ -183,12 +153,16 @@ class Program:
     why_not_saddle: str = "it has one level"
     combinatorial: Combinatorial | None = field(default=None, repr=False)
     shown: tuple[Any, ...] = field(default=(), repr=False)
+    inner: Inner | None = field(default=None, repr=False)
+    bound: Bound | None = field(default=None, repr=False)
 
     @property
     def layout(self) -> Any:
         """The sizes of the form in which solvers have the program, and with them the order of w."""
         if self.combinatorial:
             return self.combinatorial.layout
+        if self.inner:
+            return self.inner.layout
         return self.quadratic.sizes if self.quadratic else self.smooth.layout
 
     @property
@@ -199,8 +173,11 @@ class Program:
     @property
     def offers(self) -> frozenset[str]:
         """What a gradient rule may rely on: `kkt`, the optimality conditions of both levels; `quadratic`, that they are
-        linear but for the pairs; `costs`, that the inputs are costs of decisions.
+        linear but for the pairs; `costs`, that the inputs are costs of decisions; `inner`, a torch function that is
+        minimised.
         """
+        if self.inner:
+            return frozenset({"kkt", "inner"})
         if self.combinatorial:
             return frozenset({"costs"})
         return frozenset({"kkt", "quadratic"} if self.quadratic else {"kkt"})
@@ -234,6 +211,10 @@ class Program:
         """
         given = self._given(values or {})
         solver = self.checked(solver)
+        if self.inner:
+            raise CapabilityError(
+                "solve(…): a torch function's arguments have no names; use bigrad.Layer(program).solve(x)."
+            )
         theta = tuple(flatten(given[i.handle], len(i.shape)) for i in self.inputs)
         points = None if warm_start is None else self.points([warm_start])
         outcome = solver.solve(self, self.extended(theta), points)
@@ -271,6 +252,9 @@ class Program:
 
     def explain(self, solver: Solver | None = None) -> str:
         """What kind of program this is, which solver would take it, and why; for a person to read."""
+        chosen, why = self.checked(solver).choose(self)
+        if self.inner:
+            return f"{self.inner.kind}\nSolver: {chosen}. {why}"
         kind = "quadratic" if self.quadratic else f"not quadratic ({self.why_not_quadratic})"
         if self.combinatorial:
             kind = self.combinatorial.kind
@@ -290,7 +274,6 @@ class Program:
             )
         if self.derived:
             lines.append(f"Functions of parameters, computed before every solve: {', '.join(self.derived.names)}.")
-        chosen, why = self.checked(solver).choose(self)
         return "\n".join([*lines, f"Solver: {chosen}. {why}"])
 
     def solutions(self, outcome: Outcome, given: Mapping[Any, np.ndarray], *, verify: bool = False) -> list[Solution]:

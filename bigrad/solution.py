@@ -62,6 +62,12 @@ class Stats:
     a point. cuts, follower_solves: how often a combinatorial program's search cut and asked the follower; rounding: by how
     much costs rounded to whole numbers may mislead its optimum. cause: what stopped an item that no solver could report
     on, such as the death of its process, or that its value is approached but not attained; empty otherwise.
+
+    Of a lower level written in torch: residual is the norm of its gradient (of the projected step over its length, under
+    a projection); error a bound on |y - y*|, from that and the strong convexity given to the solver, else None. After the
+    backward pass, adjoint_residual and adjoint_steps tell how well |H q - dL/dy| was solved, None where nobody measured;
+    gradient_bound is the bound on the gradient's error that an ErrorBound was asked for, bound_estimated whether a
+    constant in it is an estimate.
     """
 
     solver: str = ""
@@ -83,6 +89,11 @@ class Stats:
     follower_solves: int = 0
     rounding: float = 0.0
     cause: str = ""
+    error: float | None = None
+    adjoint_residual: float | None = None
+    adjoint_steps: int = 0
+    gradient_bound: float | None = None
+    bound_estimated: bool = False
 
     def with_gap(self, gap: float) -> Stats:
         """These stats with the follower's gap filled in."""

@@ -14,6 +14,8 @@ Choices where the derivative is not unique: a weakly active constraint (its mult
 that is weak on one side stays on the side where the solver found it, and a singular M gives the minimum-norm a.
 `Stats.degenerate`, `Stats.singular` and `Stats.strongly_stationary` tell; a loss whose gradient has no solution at a
 singular M also raises a SingularWarning.
+
+A lower level written in torch: bigrad/gradients/adjoint.py.
 """
 
 from __future__ import annotations
@@ -27,6 +29,9 @@ import numpy as np
 from bigrad.affine import Array, mv, namespace
 from bigrad.exchange import Items
 from bigrad.gradients.base import AbstractGradient
+from bigrad.gradients.bounds import ErrorBound
+from bigrad.gradients.products import AbstractProducts
+from bigrad.krylov import AbstractLinear
 from bigrad.linear import Bordered, cholesky, exchange, lower_solve, solve_free
 from bigrad.parallel import single_blas, single_torch
 from bigrad.program import Program
@@ -47,8 +52,16 @@ class Implicit(AbstractGradient):
     programs.
 
     Choose it whenever the program has optimality conditions (every CVXPY program). Cost: one batched symmetric solve.
+
+    A torch function that is minimised has them too, there to first order: linear solves with its Hessian, `CG()`,
+    `MINRES()`, `GMRES()`, `Neumann(…)` or `T1T2()` (None: CG, or GMRES under a projection that is a plain function).
+    products: how its products are made, `Exact()` or `Differences()`. bound: asks for a bound on the error. Memory does not
+    grow with the solver's steps.
     """
 
+    linear: AbstractLinear | None = None
+    products: AbstractProducts | None = None
+    bound: ErrorBound | None = None
     needs: ClassVar[frozenset[str]] = frozenset({"kkt"})
 
     def pull_back(
@@ -57,6 +70,10 @@ class Implicit(AbstractGradient):
         """See AbstractGradient.pull_back."""
         import torch
 
+        if program.inner:
+            from bigrad.gradients.adjoint import adjoint
+
+            return adjoint(self.linear, self.products, self.bound, program, outcome, theta, wanted, cotangent)
         if not outcome.ok.all():
             cotangent = torch.where(torch.as_tensor(outcome.ok, device=cotangent.device)[:, None], cotangent, 0.0)
         if outcome.smooth and hasattr(program.smooth, "pull"):

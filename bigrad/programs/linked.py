@@ -14,8 +14,8 @@ import numpy as np
 import scipy.sparse as sp
 
 from bigrad.combinatorial import Combinatorial, Place
+from bigrad.handles import listed
 from bigrad.nested import Nested, Objective, Rows
-from bigrad.program import listed
 from bigrad.programs.level import Level
 from bigrad.solution import DeclarationError
 

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from bigrad.combinatorial import Combinatorial
+from bigrad.handles import listed
 from bigrad.oracle import Oracle
-from bigrad.program import Input, Program, Solver, Unknown, listed
+from bigrad.program import Input, Program, Solver, Unknown
 from bigrad.programs import elements
 from bigrad.programs.level import Level
 from bigrad.programs.linked import Linked, assemble, link

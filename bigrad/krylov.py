@@ -1,0 +1,247 @@
+"""Linear solvers of A x = b that know A only by its products: CG, MINRES, GMRES, Neumann, T1T2.
+
+`solve(matvec, b)` returns x and the residual |A x - b| that it reached. They work on torch vectors of any precision and
+device. `tol` is relative to |b|, `atol` is absolute; None is the precision's own (1.6e-10 in float64, 5e-5 in float32).
+`tol=0` takes `steps` steps, whatever the residual, and is silent about it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from bigrad.solution import InputError, SolveError, Status
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Product = Callable[["Tensor"], "Tensor"]
+"""v to A v."""
+MOST = 1000
+"""Steps where none are named, unless the dimension asks for fewer."""
+
+
+@dataclass(frozen=True, eq=False)
+class Solved:
+    """x, |A x - b| (None if it was not computed), the number of products with A, and a sentence about what went wrong."""
+
+    x: Tensor
+    residual: float | None
+    iterations: int
+    cause: str = ""
+
+
+class AbstractLinear(ABC):
+    """How A x = b is solved. symmetric: whether A must be."""
+
+    symmetric: ClassVar[bool]
+
+    @abstractmethod
+    def solve(self, matvec: Product, b: Tensor) -> Solved:
+        """x from zero. SolveError where the method cannot take such an A."""
+
+
+def _goal(tol: float | None, atol: float, b: Tensor) -> float:
+    import torch
+
+    share = torch.finfo(b.dtype).eps ** 0.625 if tol is None else tol
+    return max(share * float(b.norm()), atol)
+
+
+def _checked(solver: object, steps: int | None, tol: float | None) -> None:
+    if (steps is not None and steps < 1) or (tol is not None and not tol >= 0):
+        raise InputError(f"{solver}: steps must be at least 1, tol positive, zero or None.")
+    if tol == 0 and steps is None:
+        raise InputError(f"{solver}: with tol=0 say how many steps to take.")
+
+
+def _done(solver: object, x: Tensor, residual: float, goal: float, steps: int, tol: float | None) -> Solved:
+    """The answer, with a complaint if it is not good enough; NaN is not."""
+    fine = residual <= goal or (tol == 0 and residual < float("inf"))
+    ask = f"{solver} stopped with a residual of {residual:.1e} after {steps} products; asked for was {goal:.1e}. Raise steps or tol."
+    return Solved(x, residual, steps, "" if fine else ask)
+
+
+@dataclass(frozen=True)
+class CG(AbstractLinear):
+    """Conjugate gradients, for symmetric positive definite A. Hestenes and Stiefel 1952.
+
+    The first choice at a strict minimum: three vectors of memory, at most as many steps as dimensions. An indefinite A
+    raises SolveError, since the point is then no minimum.
+    """
+
+    tol: float | None = None
+    steps: int | None = None
+    atol: float = 0.0
+    symmetric: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _checked(self, self.steps, self.tol)
+
+    def solve(self, matvec: Product, b: Tensor) -> Solved:
+        """See AbstractLinear.solve."""
+        goal, most = _goal(self.tol, self.atol, b), self.steps or min(2 * len(b) + 10, MOST)
+        x, r = b.new_zeros(b.shape), b.clone()
+        p, square, taken = r.clone(), float(r @ r), 0
+        while taken < most and square**0.5 > goal:
+            product = matvec(p)
+            bend, taken = float(p @ product), taken + 1
+            if bend <= 0:
+                raise SolveError(
+                    f"{self} met curvature p'Hp / p'p = {bend / float(p @ p):.2e} at step {taken} (residual {square**0.5:.1e}), and "
+                    "needs a positive definite Hessian: the point is no strict minimum of the inner loss. Solve the lower level "
+                    "more exactly, add a strictly convex term to it, or take bigrad.MINRES().",
+                    {0: Status.NONCONVEX_LOWER},
+                )
+            step = square / bend
+            x.add_(p, alpha=step)
+            r.sub_(product, alpha=step)
+            square, old = float(r @ r), square
+            p.mul_(square / old).add_(r)
+        return _done(self, x, square**0.5, goal, taken, self.tol)
+
+
+@dataclass(frozen=True)
+class MINRES(AbstractLinear):
+    """Minimal residuals for symmetric A, indefinite ones too. Paige and Saunders, SIAM J. Numer. Anal. 1975.
+
+    Choose it at saddle points, or where the inner loss is only nearly minimised. Seven vectors of memory.
+    """
+
+    tol: float | None = None
+    steps: int | None = None
+    atol: float = 0.0
+    symmetric: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _checked(self, self.steps, self.tol)
+
+    def solve(self, matvec: Product, b: Tensor) -> Solved:
+        """See AbstractLinear.solve."""
+        goal, most = _goal(self.tol, self.atol, b), self.steps or min(4 * len(b) + 10, MOST)
+        x, size = b.new_zeros(b.shape), float(b.norm())
+        eta, taken, beta = size, 0, 0.0
+        c = c_old = 1.0
+        s = s_old = 0.0
+        v = b / size if size else b
+        v_old, w, w_old = (b.new_zeros(b.shape) for _ in range(3))
+        while taken < most and abs(eta) > goal:
+            fresh, taken = matvec(v), taken + 1
+            alpha = float(v @ fresh)
+            fresh = fresh - alpha * v - beta * v_old
+            next_beta = float(fresh.norm())
+            rho = c * alpha - c_old * s * beta
+            length = (rho**2 + next_beta**2) ** 0.5
+            if length == 0:
+                break
+            w, w_old = (v - s_old * beta * w_old - (s * alpha + c_old * c * beta) * w) / length, w
+            c_old, s_old, c, s = c, s, rho / length, next_beta / length
+            x.add_(w, alpha=c * eta)
+            eta *= -s
+            v_old, v, beta = v, fresh / next_beta if next_beta else fresh, next_beta
+        return _done(self, x, abs(eta), goal, taken, self.tol)
+
+
+@dataclass(frozen=True)
+class GMRES(AbstractLinear):
+    """Minimal residuals for any A, restarted. Saad and Schultz, SIAM J. Sci. Stat. Comput. 1986.
+
+    Choose it where A is not symmetric, as under a projection that is a plain function. `restart` vectors of memory.
+    """
+
+    tol: float | None = None
+    steps: int | None = None
+    atol: float = 0.0
+    restart: int = 50
+    symmetric: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        _checked(self, self.steps, self.tol)
+        if self.restart < 1:
+            raise InputError(f"{self}: restart must be at least 1.")
+
+    def solve(self, matvec: Product, b: Tensor) -> Solved:
+        """See AbstractLinear.solve."""
+        goal, most = _goal(self.tol, self.atol, b), self.steps or min(4 * len(b) + 10, MOST)
+        x, r, taken = b.new_zeros(b.shape), b.clone(), 0
+        residual = float(r.norm())
+        while taken < most and residual > goal:
+            step, products = self._cycle(matvec, r, min(self.restart, most - taken), goal)
+            x += step
+            fresh = b - matvec(x)
+            taken, last, residual = taken + products + 1, residual, float(fresh.norm())
+            r = fresh
+            if not residual < last * (1 - 1e-12):  # stagnation, or NaN
+                break
+        return _done(self, x, residual, goal, taken, self.tol)
+
+    @staticmethod
+    def _cycle(matvec: Product, r: Tensor, most: int, goal: float) -> tuple[Tensor, int]:
+        """One Arnoldi process and its least-squares answer."""
+        import torch
+
+        size = float(r.norm())
+        basis, table = [r / size], torch.zeros(most + 1, most, dtype=torch.float64)
+        known = torch.zeros(most + 1, dtype=torch.float64)
+        known[0], k = size, 0
+        answer = torch.zeros(0, dtype=torch.float64)
+        while k < most:
+            fresh = matvec(basis[-1])
+            for _ in range(2):  # once more, for orthogonality to the last digit
+                for i, old in enumerate(basis):
+                    overlap = float(old @ fresh)
+                    table[i, k] += overlap
+                    fresh = fresh - overlap * old
+            table[k + 1, k] = length = float(fresh.norm())
+            k += 1
+            answer = torch.linalg.lstsq(table[: k + 1, :k], known[: k + 1, None], driver="gelsd").solution[:, 0]
+            left = float((table[: k + 1, :k] @ answer - known[: k + 1]).norm())
+            if left <= goal or length <= 1e-14 * size or length != length:
+                break
+            basis.append(fresh / length)
+        return sum((float(a) * v for a, v in zip(answer, basis, strict=False)), torch.zeros_like(r)), k
+
+
+@dataclass(frozen=True)
+class Neumann(AbstractLinear):
+    """x = alpha (b + (1 - alpha A) b + … + (1 - alpha A)^terms b). Lorraine, Vicol and Duvenaud, AISTATS 2020.
+
+    alpha: below 2 / (largest eigenvalue of A), best about 1 / that. Choose it where CG's inner products are too dear or A
+    is noisy; a fixed number of products, and the error falls like (1 - alpha mu)^terms. A series that grows says so.
+    """
+
+    terms: int
+    alpha: float
+    symmetric: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.terms < 0 or not self.alpha > 0:
+            raise InputError(f"{self}: terms must not be negative, alpha must be positive.")
+
+    def solve(self, matvec: Product, b: Tensor) -> Solved:
+        """See AbstractLinear.solve; the last term left out is the residual, which costs one product more."""
+        v, x = b, b.clone()
+        for k in range(self.terms + 1):
+            v = v - self.alpha * matvec(v)
+            if k < self.terms:
+                x += v
+        residual, size = float(v.norm()), float(b.norm())
+        grew = f"{self} grew from {size:.1e} to {residual:.1e}: alpha is above 2 / (largest eigenvalue), or A is not positive. Lower alpha."
+        return Solved(self.alpha * x, residual, self.terms + 1, "" if residual <= size else grew)
+
+
+@dataclass(frozen=True)
+class T1T2(AbstractLinear):
+    """x = scale b: the inverse Hessian taken for a multiple of the identity. Luketina et al., ICML 2016.
+
+    No product at all; the direction is often useful, the length and the residual are unknown.
+    """
+
+    scale: float = 1.0
+    symmetric: ClassVar[bool] = False
+
+    def solve(self, matvec: Product, b: Tensor) -> Solved:
+        """See AbstractLinear.solve."""
+        return Solved(self.scale * b, None, 0)

@@ -1,0 +1,279 @@
+"""Descent: first-order methods for a lower level written in torch, stopped by steps or by a certificate.
+
+With mu-strong convexity, |y - y*| <= |grad g(y)| / mu; under a projection, with r = |y - P(y - s grad g)| / s, |y - y*| <=
+(1 + s L) r / mu (Pang, Math. Oper. Res. 1987). Ehrhardt and Roberts, IMA J. Appl. Math. 2023, section 2.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from bigrad.program import Program
+from bigrad.solution import InputError, Outcome, Point, Status
+from bigrad.solvers.base import AbstractSolver
+from bigrad.solvers.lbfgs import LBFGS
+from bigrad.solvers.methods import AbstractMethod, State
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from bigrad.inner import Bound
+
+NUDGE = 1e-6
+"""A nudged solve goes on until its residual is this share of the nudge, or the root of the precision's epsilon."""
+
+
+Optimisers = Callable[[Iterable[Any]], Any]
+"""Parameters to a torch optimiser: functools.partial(torch.optim.Adam, lr=1e-2)."""
+
+
+@dataclass(frozen=True)
+class Descent(AbstractSolver):
+    """Minimises a torch function by `method`: LBFGS(), GradientDescent, HeavyBall, FISTA, or a function that makes a
+    torch optimiser of parameters, such as `functools.partial(torch.optim.Adam, lr=1e-2)`.
+
+    tol: the largest |y - y*| that is accepted, where mu, the strong convexity of the inner loss, is given; without mu the
+    largest norm of its gradient. None is the precision's own: |gradient| at most the square root of its epsilon times (1 +
+    what it was at the start). What has not come there in `steps` steps has failed: ITERATION_LIMIT. tol=0 takes exactly
+    `steps` steps, and an answer that is not minimal is INEXACT then. A projection is applied after each step.
+    """
+
+    method: AbstractMethod | LBFGS | Optimisers = field(default_factory=LBFGS)
+    steps: int = 1000
+    tol: float | None = None
+    mu: float | None = None
+    on_device: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        ours = isinstance(self.method, AbstractMethod | LBFGS)
+        if not (ours or callable(self.method)) or self.method in (LBFGS, *AbstractMethod.__subclasses__()):
+            raise InputError(
+                f"Descent(method={self.method!r:.60}): give LBFGS(), GradientDescent(…), HeavyBall(…), FISTA(…) or a function that makes "
+                "a torch optimiser, like functools.partial(torch.optim.Adam, lr=1e-2)."
+            )
+        if self.steps < 1 or (self.tol is not None and not self.tol >= 0) or (self.mu is not None and not self.mu > 0):
+            raise InputError(
+                f"Descent(steps={self.steps}, tol={self.tol}, mu={self.mu}): steps must be at least 1, tol positive, zero (then exactly "
+                "`steps` steps are taken) or None, mu positive or None."
+            )
+
+    def accepts(self, program: Program) -> str | None:
+        """Torch functions; with a projection all methods but L-BFGS."""
+        if program.inner is None:
+            return f"{self} minimises torch functions, and this program is a model. Use Auto()."
+        if program.inner.constrained and isinstance(self.method, LBFGS):
+            return "LBFGS() cannot keep y in a set. Use Descent(FISTA(L, mu)) or Descent(GradientDescent(step_size))."
+        return None
+
+    def choose(self, program: Program) -> tuple[AbstractSolver, str]:
+        """Itself."""
+        return self, "Asked for." if self != Descent() else "L-BFGS needs no constants of the inner loss."
+
+    def solve(
+        self, program: Program, theta: tuple[Any, ...], warm_start: Sequence[Point | None] | None = None
+    ) -> Outcome:
+        """See AbstractSolver.solve; theta is in program.bound."""
+        began, bound = time.perf_counter(), program.bound
+        assert bound is not None
+        start: Tensor = bound.inner.start
+        if warm_start is not None and warm_start[0] is not None:
+            start = start.new_tensor(warm_start[0].z) if isinstance(warm_start[0].z, np.ndarray) else warm_start[0].z
+        if not bound.finite():
+            return _outcome(start, Status.INVALID_INPUT, np.inf, np.inf, 0, began, "An argument holds a NaN.", None)
+        start = bound.inner.project(start)
+        run = self._run(bound, start, None, None)
+        status, cause = Status.LOCAL, ""
+        if run.residual != run.residual or not run.value < np.inf or run.residual == np.inf:
+            status = Status.FAILED
+            cause = f"The inner loss is {run.value} and its gradient's norm {run.residual} at step {run.steps}"
+            cause += (
+                ", the start."
+                if run.steps == 0
+                else ": take a smaller step_size, or LBFGS(), and look for 0 / 0, log(0) or sqrt'(0)."
+            )
+        elif run.residual > run.goal:
+            status = Status.INEXACT if self.tol == 0 else Status.ITERATION_LIMIT
+            cause = f"The gradient's norm is {run.residual:.2e} after {run.steps} steps and {run.goal:.2e} was asked for: raise steps or "
+            cause += "tol of Descent, choose another method, or set tol=0 to take just these steps."
+        follow = Followed(self, start, run.steps, run.ahead)
+        cause = "" if status.ok else cause
+        return _outcome(run.y, status, run.value, run.residual, run.steps, began, cause, follow)
+
+    def error(self, bound: Bound, residual: float) -> float | None:
+        """The bound on |y - y*| that a residual proves; None where mu is not known, or L under a projection."""
+        if self.mu is None:
+            return None
+        if not bound.inner.constrained:
+            return residual / self.mu
+        return (1 + self.method.reach) * residual / self.mu if isinstance(self.method, AbstractMethod) else None
+
+    def again(self, bound: Bound, y: Tensor, push: Tensor) -> tuple[Tensor, float, float]:
+        """The minimiser of g + push'y, from y; the residual reached, and the one that is small enough."""
+        run = self._run(bound, y, push, max(NUDGE, _eps(bound) ** 0.5) * float(push.norm()))
+        return run.y, run.residual, run.goal
+
+    def _goal(self, bound: Bound, first: float, own: float | None) -> float:
+        """The residual at which to stop."""
+        if not self.tol:
+            return own or _eps(bound) ** 0.5 * (1 + first)
+        factor = self.error(bound, 1.0)
+        goal = self.tol if factor is None else self.tol / factor
+        return min(goal, own) if own else goal
+
+    def _run(self, bound: Bound, y: Tensor, push: Tensor | None, own: float | None) -> Run:
+        if isinstance(self.method, AbstractMethod):
+            return self._steps(self.method, bound, y, push, own)
+        if isinstance(self.method, LBFGS):
+            return self._quasi(self.method, bound, y, push, own)
+        return self._optimise(self.method, bound, y, push, own)
+
+    def _steps(self, method: AbstractMethod, bound: Bound, y: Tensor, push: Tensor | None, own: float | None) -> Run:
+        state, goal = method.first(y), np.inf
+        for k in range(self.steps):
+            point = method.at(state)
+            value, slope = bound.slope(point, push)
+            if self.tol != 0 or k == 0:
+                residual = _residual(bound, point, slope, method.length)
+                goal = self._goal(bound, residual, own) if k == 0 else goal
+                fine = self.tol != 0 and residual <= goal
+                if (
+                    fine and bound.inner.constrained and point is not state[0]
+                ):  # it may lie outside the set: look behind it
+                    behind = method.step(state, point, slope, bound.inner)[0]
+                    value, beyond = bound.slope(behind, push)
+                    there = _residual(bound, behind, beyond, method.length)
+                    if there <= goal:
+                        return Run(behind, float(value), there, goal, k + 1, False)
+                elif fine or not residual < np.inf:
+                    return Run(point, float(value), residual, goal, k, True)
+            state = method.step(state, point, slope, bound.inner)
+        value, slope = bound.slope(state[0], push)
+        residual = _residual(bound, state[0], slope, method.length)
+        return Run(state[0], float(value), residual, goal, self.steps, False)
+
+    def _quasi(self, method: LBFGS, bound: Bound, y: Tensor, push: Tensor | None, own: float | None) -> Run:
+        value, slope = bound.slope(y, push)
+        goal = self._goal(bound, float(slope.norm()), own)
+        least = 0.0 if self.tol == 0 else goal
+        y, value, slope, taken = method.minimise(lambda at: bound.slope(at, push), y, value, slope, self.steps, least)
+        return Run(y, float(value), float(slope.norm()), goal, taken, False)
+
+    def _optimise(self, make: Optimisers, bound: Bound, y: Tensor, push: Tensor | None, own: float | None) -> Run:
+        import torch
+
+        y = y.detach().clone().requires_grad_()
+        optimiser, goal = make([y]), np.inf
+
+        def closure() -> Tensor:
+            value, y.grad = bound.slope(y, push)
+            return value
+
+        for k in range(self.steps + 1):
+            value, slope = bound.slope(y, push)
+            residual = _residual(bound, y.detach(), slope, 1.0)
+            goal = self._goal(bound, residual, own) if k == 0 else goal
+            if k == self.steps or not residual < np.inf or (self.tol != 0 and residual <= goal):
+                break
+            y.grad = slope
+            optimiser.step(closure if isinstance(optimiser, torch.optim.LBFGS) else None)
+            if bound.inner.constrained:
+                with torch.no_grad():
+                    y.copy_(bound.inner.project(y.detach()))
+        return Run(y.detach(), float(value), residual, goal, k, False)
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """Where a minimisation ended. ahead: y is where the gradient was asked for, not the method's own y."""
+
+    y: Tensor
+    value: float
+    residual: float
+    goal: float
+    steps: int
+    ahead: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Followed:
+    """How a solution was reached: bigrad.inner.Follow."""
+
+    solver: Descent
+    start: Tensor
+    steps: int
+    ahead: bool
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether its steps can be followed by autograd."""
+        return isinstance(self.solver.method, AbstractMethod)
+
+    def first(self) -> State:
+        """The state at the start."""
+        assert isinstance(self.solver.method, AbstractMethod)
+        return self.solver.method.first(self.start)
+
+    def forth(self, bound: Bound, leaves: Sequence[Tensor] | None, state: State, count: int) -> State:
+        """The state so many steps later; in the autograd graph of state and leaves, where these are given."""
+        method = self.solver.method
+        assert isinstance(method, AbstractMethod)
+        for _ in range(count):
+            point = method.at(state)
+            slope = bound.slope(point)[1] if leaves is None else bound.gradient(point, leaves, follow=True)[1]
+            state = method.step(state, point, slope, bound.inner)
+        return state
+
+    def answer(self, state: State) -> Tensor:
+        """y of the last state."""
+        assert isinstance(self.solver.method, AbstractMethod)
+        return self.solver.method.at(state) if self.ahead else state[0]
+
+    def again(self, bound: Bound, y: Tensor, push: Tensor) -> tuple[Tensor, float, float]:
+        """See Descent.again."""
+        return self.solver.again(bound, y, push)
+
+
+def _eps(bound: Bound) -> float:
+    import torch
+
+    return float(torch.finfo(bound.inner.start.dtype).eps)
+
+
+def _residual(bound: Bound, y: Tensor, slope: Tensor, length: float) -> float:
+    if not bound.inner.constrained:
+        return float(slope.norm())
+    return float((y - bound.inner.project(y - length * slope)).norm()) / length
+
+
+def _outcome(
+    y: Tensor, status: Status, value: float, residual: float, steps: int, began: float, cause: str, follow: Any
+) -> Outcome:
+    one = np.ones(1, dtype=int)
+    none = np.zeros(1, dtype=bool)
+    return Outcome(
+        solver="Descent",
+        smooth=True,
+        status=np.array([status], dtype=object),
+        z=y[None],
+        w=y[None],
+        free=y.new_ones(1, 0).bool(),
+        tight=np.zeros((1, 0), dtype=bool),
+        value=np.array([value]),
+        bound=np.array([-np.inf]),
+        starts=one,
+        iterations=steps * one,
+        residual=np.array([residual]),
+        violation=np.zeros(1),
+        biactive=0 * one,
+        degenerate=0 * one,
+        strongly_stationary=none,
+        singular=none,
+        seconds=np.array([time.perf_counter() - began]),
+        factors=follow,
+        cause=np.array([cause], dtype=object),
+    )
