@@ -11,9 +11,10 @@ import numpy as np
 from bigrad.combinatorial import Combinatorial
 from bigrad.exact import reasoned
 from bigrad.exact.against import against, hits, refused
+from bigrad.exact.answers import Pool
 from bigrad.exact.found import Found, gathered
 from bigrad.exact.hitting import Known
-from bigrad.exact.nested import Pool, refusal, search
+from bigrad.exact.nested import refusal, search
 from bigrad.player import player
 from bigrad.program import Program
 from bigrad.solution import InputError, Outcome, Point, Status
@@ -73,13 +74,12 @@ class Cuts(AbstractSolver):
         """Two models; the pool of the follower's answers is shared by the items, and by later calls."""
         pool = form.memory.setdefault("pool", Pool()) if self.remember else None
         limit = None if np.isinf(self.time_limit) else self.time_limit
+        items = [form.at([t[i] for t in theta]) for i in range(batch)]
+        if form.models is not None:
+            return [reasoned.search(form.models, nested, self.gap, self.time_limit) for nested in items]
         found = []
-        for i in range(batch):
-            if form.models is not None:
-                nested = form.at([t[i] for t in theta])
-                found.append(reasoned.search(form.models, nested, self.gap, self.time_limit))
-                continue
-            ended = search(form.at([t[i] for t in theta]), pool, self.gap, limit)
+        for nested in items:
+            ended = search(nested, pool, self.gap, limit)
             w = None if ended.x is None or ended.y is None else np.concatenate([ended.x, ended.y])
             cuts = ended.cuts + ended.splits
             found.append(Found(ended.status, w, ended.bound, cuts, ended.answers, ended.seconds, cause=ended.cause))

@@ -238,6 +238,3 @@ def _checked(
     if found.status is Status.GLOBAL and not proven:
         return replace(found, status=Status.OPEN, value=value, bound=bound)
     return replace(found, value=value, bound=bound)
-
-
-__all__ = ["Found", "Pool", "refusal", "search"]
