@@ -43,10 +43,13 @@ from bigrad.solution import DeclarationError
 class Game:
     """The one convex program of a saddle program, and the players' own sets, for a diagnosis.
 
-    program: its unknowns are those of the bilevel program, in the same order.
+    program: its unknowns are those of the bilevel program, in the same order. answer: the follower's problem without the
+    part that the leader pulls at; own: the places of its variables there.
     """
 
     program: Program
+    answer: Convex
+    own: np.ndarray
     sets: tuple[cp.Problem, cp.Problem]
     parameters: tuple[cp.Parameter, ...]
 
@@ -152,7 +155,8 @@ def _game(upper: cp.Problem, lower: cp.Problem, roles: Roles, default: Solver) -
         cp.Problem(cp.Minimize(_nothing(roles.leader)), above),
         cp.Problem(cp.Minimize(_nothing(payoff.follower)), below),
     )
-    return Game(one, sets, roles.parameters)
+    own = np.unique(np.concatenate([sp.coo_array(form.read[v.id]).col for v in roles.follower]))
+    return Game(one, form, own, sets, roles.parameters)
 
 
 def _dualised(

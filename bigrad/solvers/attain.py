@@ -47,6 +47,9 @@ def runs_away(program: Conic, run: Run, watched: np.ndarray | None = None) -> bo
     """Whether the value seems to be approached but not attained. run: solves a program (Clarabel). watched: the places in
     u that count, all if left out.
     """
+    at = np.arange(len(program.q)) if watched is None else watched
+    if still(program)[at].all():
+        return False
     d = _flat(program, run)
     if d is not None and watched is not None:
         d[np.setdiff1d(np.arange(len(d)), watched)] = 0.0
@@ -60,6 +63,37 @@ def runs_away(program: Conic, run: Run, watched: np.ndarray | None = None) -> bo
         places.append(float(d @ np.array(answer.x)))
     before, after = np.diff(places)
     return bool(after >= STEADY * before and min(before, after) > MOVED * (1 + abs(places[-1])))
+
+
+def still(program: Conic) -> np.ndarray:
+    """The places in u that are seen to move along no direction on which nothing rises, by the signs that single rows leave.
+
+    In a row a'd <= 0 only one of whose terms may be below 0, that one is not above; where none may be, all are 0. The rows of a
+    second-order cone whose head is 0 are 0 as well.
+    """
+    (m, n), cones = program.A.shape, program.cones
+    flat = cones.zero + cones.nonneg
+    heads = flat + np.r_[0, np.cumsum(cones.soc)].astype(int)
+    ball = np.repeat(heads[:-1], cones.soc)  # the head of every row of a ball, the head among them
+    A, P = sp.coo_array(program.A), sp.coo_array(program.P)
+    row = np.r_[A.row, m + P.row, np.full(n, m + n)]
+    place = np.r_[A.col, P.col, np.arange(n)]
+    sign = np.sign(np.r_[A.data, P.data, program.q])
+    equal = np.r_[np.ones(cones.zero, bool), np.zeros(m - cones.zero, bool), np.ones(n, bool), False]
+    known = np.r_[np.arange(m) < flat, np.ones(n + 1, bool)] | np.isin(np.arange(m + n + 1), heads[:-1])
+    up, down, moving = np.ones(n, bool), np.ones(n, bool), np.inf  # whether d may be above 0, below 0
+    while up.sum() + down.sum() < moving:
+        moving = up.sum() + down.sum()
+        loose = np.bincount(row, (up | down)[place] & (sign != 0), m + n + 1) > 0
+        equal[flat : heads[-1]] = ~loose[ball]
+        for way in (1, -1):
+            rows = equal | known if way > 0 else equal
+            sinks = np.where(way * sign > 0, down[place], (sign != 0) & up[place])
+            count = np.bincount(row, sinks, m + n + 1)
+            none, one = (rows & (count == 0))[row] & (sign != 0), (rows & (count == 1))[row] & sinks
+            up[place[none | (one & (way * sign > 0))]] = False
+            down[place[none | (one & (way * sign < 0))]] = False
+    return ~(up | down)
 
 
 def dual(program: Conic) -> Conic:

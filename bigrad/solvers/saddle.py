@@ -10,8 +10,9 @@ import numpy as np
 from bigrad.affine import flatten
 from bigrad.program import Program
 from bigrad.programs.convex import Convex
+from bigrad.programs.saddle import Game
 from bigrad.solution import Outcome, Point, Status
-from bigrad.solvers.attain import dual, firm, runs_away
+from bigrad.solvers.attain import dual, firm, runs_away, still
 from bigrad.solvers.base import AbstractSolver
 from bigrad.solvers.interior import PRECISE, Interior
 
@@ -72,21 +73,26 @@ class Saddle(AbstractSolver):
             at += value.shape[1]
         tight = np.zeros((len(z), form.pairs if form else 0), bool)
         cause = np.full(len(status), "", object) if outcome.cause is None else outcome.cause.astype(object)
-        for i in _running(game.program, outcome.w, status, theta):
+        for i in _running(game, outcome.w, status, theta):
             status[i], cause[i] = Status.INEXACT, UNANSWERED
         causes = cause if cause.any() else None
         return replace(outcome, solver="Saddle", status=status, z=z, tight=tight, form=game.program, cause=causes)
 
 
-def _running(program: Program, w: np.ndarray, status: np.ndarray, theta: tuple[np.ndarray, ...]) -> list[int]:
+def _running(game: Game, w: np.ndarray, status: np.ndarray, theta: tuple[np.ndarray, ...]) -> list[int]:
     """The items with an optimum at which the follower has no best answer, only ever better ones further away."""
+    program = game.program
     form, answers = program.smooth, [u.place for u in program.unknowns if not u.leader]
     if not isinstance(form, Convex):
         return []
     size, found = form.layout.x, []
     at = np.unique(np.concatenate([place.tocoo().coords[1] for place in answers if not isinstance(place, slice)]))
     for i in np.flatnonzero([s is Status.GLOBAL for s in status]):
-        conic = form.at(tuple(t[i] if t.ndim > 1 else t for t in theta))
+        item = tuple(t[i] if t.ndim > 1 else t for t in theta)
+        own = game.answer.at(item)
+        if still(own._replace(P=0 * own.P, q=0 * own.q))[game.own].all():  # a bounded set of answers
+            continue
+        conic = form.at(item)
         loose = not firm(conic, w[i, :size], w[i, size:], at)
         if loose and runs_away(dual(conic), lambda other: Interior().clarabel(other, PRECISE), at[at >= size]):
             found.append(int(i))
