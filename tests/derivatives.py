@@ -119,6 +119,7 @@ def compare(
     layer = bg.Layer(program, parameters, variables, solver=solver, on_failure="nan")
     solution = program.solve(case.values, solver=solver)
     assert solution.status.ok, solution.status
+    solution = program.solve(case.values, solver=solver, warm_start=solution)  # a second look may find a better optimum
     weights = [rng.standard_normal(v.shape) for v in variables]
     tensors = [torch.tensor(np.asarray(case.values[p], dtype=float), requires_grad=True) for p in parameters]
     outputs = layer(*tensors, warm_start=[solution])
