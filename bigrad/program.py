@@ -145,7 +145,7 @@ class Program:
     source: Source = field(repr=False)
     default: Solver = field(repr=False)
     rebuild: tuple[Any, ...] = field(repr=False)
-    duals: tuple[Unknown, ...] = field(default=(), repr=False)
+    duals: tuple[Unknown, ...] = field(default_factory=tuple, repr=False)
     followers: int = 1
     integers: tuple[int, ...] = ()
     derived: Derived | None = field(default=None, repr=False)
@@ -232,8 +232,6 @@ class Program:
     def points(self, starts: Iterable[Solution | Point | None]) -> list[Point | None]:
         """Where solves may start from, checked to be of this program."""
         points = [s.point if isinstance(s, Solution) else s for s in starts]
-        if self.quadratic is None and self.smooth is None:  # a game that has no other form: it needs no start
-            return [None] * len(points)
         if self.combinatorial:  # what it may start from it remembers itself
             return [None] * len(points)
         layout = self.layout

@@ -17,9 +17,9 @@ variational inequalities with monotone operators", 2022; Schiele, Luxenberg and 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields, replace
+from functools import cached_property, partial
 from typing import Any
 
 import cvxpy as cp
@@ -36,7 +36,7 @@ from bigrad.programs.projection import Cones, svec_matrix
 from bigrad.programs.roles import Roles, sort_roles
 from bigrad.programs.single import Single
 from bigrad.programs.source import Source
-from bigrad.solution import DeclarationError
+from bigrad.solution import DeclarationError, Point, Solution
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,27 +81,78 @@ def declare(
         program = levels.declare(upper, lower, responds, default)
         return replace(program, why_not_saddle="it has several followers", rebuild=rebuild)
     roles = sort_roles(upper, lower, responds, matrices=True)
-    game, reason = None, ""
     try:
         game = _game(upper, lower[0], roles, default)
     except (NoGameError, DeclarationError) as why:
-        reason = str(why)
+        return replace(_bilevel(upper, lower, responds, default, str(why)), why_not_saddle=str(why), rebuild=rebuild)
+    sign = 1.0 if isinstance(upper.objective, cp.Minimize) else -1.0
+    late = partial(levels.declare, upper, lower, responds, default)
+    return ZeroSum.late(game, sign, Source(upper, lower, roles), rebuild, late)
+
+
+def _bilevel(
+    upper: cp.Problem, lower: Sequence[cp.Problem], responds: Sequence[Sequence[cp.Variable]], default: Solver, why: str
+) -> Program:
     try:
-        program = levels.declare(upper, lower, responds, default)
+        return levels.declare(upper, lower, responds, default)
     except DeclarationError as refusal:
-        if game is None and reason.startswith(NO_SUM):
+        if why.startswith(NO_SUM):
             raise
-        if game is None:
-            raise DeclarationError(f"{refusal} As a zero-sum game it cannot be solved either: {reason}.") from None
-        program = replace(
-            game.program,
-            sign=1.0 if isinstance(upper.objective, cp.Minimize) else -1.0,
-            quadratic=None,
-            smooth=None,
-            why_not_quadratic=str(refusal).split(":")[0].rstrip("."),
-            source=Source(upper, lower, roles),
-        )
-    return replace(program, saddle=game, why_not_saddle=reason, rebuild=rebuild)
+        raise DeclarationError(f"{refusal} As a zero-sum game it cannot be solved either: {why}.") from None
+
+
+class ZeroSum(Program):
+    """The Program of a game. A saddle point does not need its bilevel form, which is declared when first asked for."""
+
+    @classmethod
+    def late(
+        cls, game: Game, sign: float, source: Source, rebuild: tuple[Any, ...], bilevel: Callable[[], Program]
+    ) -> ZeroSum:
+        """One whose fields in LATE are those of `bilevel()`, or of a program without a bilevel form where that refuses."""
+        self = object.__new__(cls)
+        one = game.program
+        known = {f.name: f.default for f in fields(Program) if f.default is not MISSING}
+        known |= {"inputs": one.inputs, "sign": sign, "source": source, "default": one.default, "rebuild": rebuild}
+        self.__dict__.update(known, saddle=game, why_not_saddle="", bilevel=bilevel, turn=threading.RLock())
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        """A field that is not there yet."""
+        if name not in LATE:
+            raise AttributeError(name)
+        with self.turn:
+            if name not in self.__dict__:
+                self.__dict__.update(self._late())
+        return self.__dict__[name]
+
+    def _late(self) -> dict[str, Any]:
+        one = self.saddle.program
+        try:
+            form = self.bilevel()
+        except DeclarationError as refusal:
+            why = str(refusal).split(":")[0].rstrip(".")
+            none = {"quadratic": None, "smooth": None, "why_not_quadratic": why}
+            return {n: getattr(one, n) for n in LATE} | none
+        return {n: getattr(form, n) for n in (*LATE, "source", "derived")}
+
+    def points(self, starts: Iterable[Solution | Point | None]) -> list[Point | None]:
+        """Where solves may start from: a saddle point holds the variables alone."""
+        found = [s.point if isinstance(s, Solution) else s for s in starts]
+        if self.quadratic is None and self.smooth is None:  # without a bilevel form no solver needs a start
+            return [None] * len(found)
+        sizes = [int(np.prod(u.shape)) for u in self.unknowns]
+        ends, layout = np.cumsum([0, *sizes]), self.layout
+        for i, point in enumerate(found):
+            if point is not None and len(point.z) == ends[-1] and not len(point.tight):
+                z = np.zeros(layout.x + layout.y)
+                for u, begin, end in zip(self.unknowns, ends, ends[1:], strict=False):
+                    if isinstance(u.place, slice):
+                        z[u.place] = point.z[begin:end]
+                found[i] = replace(point, z=z, tight=np.zeros(layout.pairs, bool))
+        return super().points(found)
+
+
+LATE = ("unknowns", "quadratic", "convex", "why_not_quadratic", "smooth", "duals")
 
 
 def _reload(above: tuple[Any, Any], below: list[tuple[Any, Any]], responds: list[Any], default: Solver) -> Program:

@@ -62,16 +62,8 @@ class Saddle(AbstractSolver):
             sets = (p.default.solve(p, part).status for p in (game.leader, game.follower))
             for i, leader, follower in zip(failed, *sets, strict=False):
                 status[i] = _cause(status[i], leader, follower)
-        form = program.quadratic.sizes if program.quadratic else program.smooth.layout if program.smooth else None
-        total = sum(int(np.prod(u.shape)) for u in program.unknowns)
-        z = np.zeros((len(status), form.x + form.y if form else total))
-        at = 0
-        for u, v in zip(program.unknowns, game.program.unknowns, strict=True):
-            value = flatten(v.read(outcome.w), len(v.shape))
-            place = u.place if form and isinstance(u.place, slice) else slice(at, at + value.shape[1])
-            z[:, place] = value
-            at += value.shape[1]
-        tight = np.zeros((len(z), form.pairs if form else 0), bool)
+        z = np.concatenate([flatten(v.read(outcome.w), len(v.shape)) for v in game.program.unknowns], 1)
+        tight = np.zeros((len(z), 0), bool)
         cause = np.full(len(status), "", object) if outcome.cause is None else outcome.cause.astype(object)
         for i in _running(game, outcome.w, status, theta):
             status[i], cause[i] = Status.INEXACT, UNANSWERED
