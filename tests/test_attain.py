@@ -106,14 +106,16 @@ def test_the_cause_is_each_items_own():
 
 def test_what_is_seen_to_stand_still_does():
     """On random cone programs: no place that is called still moves along any direction on which nothing rises."""
-    rng, seen = np.random.default_rng(3), 0
+    rng, seen, more = np.random.default_rng(3), 0, 0
     for _ in range(60):
         n, zero, nonneg = (int(k) for k in rng.integers((2, 0, 1), (6, 3, 8)))
         soc = [3] * int(rng.integers(3))
         rows = zero + nonneg + sum(soc)
         draw = rng.standard_normal((rows, n)) * (rng.random((rows, n)) < 0.4)
         P = sp.csc_array(np.diag((rng.random(n) < 0.2) * 1.0))
-        q = rng.standard_normal(n) * (rng.random(n) < 0.5)
+        sides = [np.r_[1.0, np.cos(a), np.sin(a)] * (rng.random() < 0.7) for a in 6 * rng.random(len(soc))]
+        prices = np.r_[rng.standard_normal(zero), rng.random(nonneg) * (rng.random(nonneg) < 0.5), *sides]
+        q = -draw.T @ prices  # with u = 0 and a slack that is orthogonal to them, they are optimal
         program = Conic(P, q, 0.0, sp.csc_array(draw), np.ones(rows), Cones(zero, nonneg, tuple(soc), (), 0, ()))
         d, move = cp.Variable(n), -draw @ (free := cp.Variable(n))
         allowed = [d == free, cp.abs(d) <= 1, P @ d == 0, q @ d <= 0, move[zero : zero + nonneg] >= 0]
@@ -121,10 +123,12 @@ def test_what_is_seen_to_stand_still_does():
         for k in range(len(soc)):
             at = zero + nonneg + 3 * k
             allowed.append(cp.SOC(move[at], move[at + 1 : at + 3]))
-        for j in np.flatnonzero(still(program)):
+        more += int(still(program, prices).sum() - still(program).sum())
+        for j in np.flatnonzero(still(program, prices)):
             seen += 1
             for sense in (1, -1):
                 problem = cp.Problem(cp.Maximize(sense * d[j]), allowed)
                 problem.solve(solver=cp.CLARABEL)
                 assert problem.value <= 1e-6
     assert seen > 60
+    assert more > 5

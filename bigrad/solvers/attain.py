@@ -26,6 +26,8 @@ AHEAD = 0.05
 """A direction of less than this length, in a box of one, is none."""
 FALLING = (1e-2, 3e-4, 1e-5)
 """The weights eps, in turn, relative to the costs."""
+PRICED = 1e-4
+"""A multiplier above this, relatively, is one."""
 STEADY, MOVED = 0.75, 1e-4
 """Growth that is this share of the growth before does not settle; less than this, relatively, is none."""
 
@@ -47,9 +49,6 @@ def runs_away(program: Conic, run: Run, watched: np.ndarray | None = None) -> bo
     """Whether the value seems to be approached but not attained. run: solves a program (Clarabel). watched: the places in
     u that count, all if left out.
     """
-    at = np.arange(len(program.q)) if watched is None else watched
-    if still(program)[at].all():
-        return False
     d = _flat(program, run)
     if d is not None and watched is not None:
         d[np.setdiff1d(np.arange(len(d)), watched)] = 0.0
@@ -65,32 +64,41 @@ def runs_away(program: Conic, run: Run, watched: np.ndarray | None = None) -> bo
     return bool(after >= STEADY * before and min(before, after) > MOVED * (1 + abs(places[-1])))
 
 
-def still(program: Conic) -> np.ndarray:
+def still(program: Conic, lam: np.ndarray | None = None) -> np.ndarray:
     """The places in u that are seen to move along no direction on which nothing rises, by the signs that single rows leave.
 
     In a row a'd <= 0 only one of whose terms may be below 0, that one is not above; where none may be, all are 0. The rows of a
-    second-order cone whose head is 0 are 0 as well.
+    second-order cone whose head is 0 are 0 as well. lam: optimal multipliers; then q'd = -lam'A d, a sum of terms of which none
+    is below 0, so lam_k A_k d == 0 for every cone k.
     """
     (m, n), cones = program.A.shape, program.cones
     flat = cones.zero + cones.nonneg
     heads = flat + np.r_[0, np.cumsum(cones.soc)].astype(int)
-    ball = np.repeat(heads[:-1], cones.soc)  # the head of every row of a ball, the head among them
+    which = np.repeat(np.arange(len(cones.soc)), cones.soc)  # the ball that a row is of
+    prices = np.zeros(m) if lam is None else np.where(abs(lam) > PRICED * (1 + abs(lam).max(initial=0.0)), lam, 0.0)
+    ball = slice(flat, heads[-1])
     A, P = sp.coo_array(program.A), sp.coo_array(program.P)
-    row = np.r_[A.row, m + P.row, np.full(n, m + n)]
-    place = np.r_[A.col, P.col, np.arange(n)]
-    sign = np.sign(np.r_[A.data, P.data, program.q])
-    equal = np.r_[np.ones(cones.zero, bool), np.zeros(m - cones.zero, bool), np.ones(n, bool), False]
-    known = np.r_[np.arange(m) < flat, np.ones(n + 1, bool)] | np.isin(np.arange(m + n + 1), heads[:-1])
+    priced = sp.csr_array((prices[ball], (which, np.arange(len(which)))), shape=(len(cones.soc), len(which)))
+    paid = sp.coo_array(priced @ sp.csr_array(program.A)[ball])
+    paid.data[abs(paid.data) <= PROBE * abs(paid.data).max(initial=0.0)] = 0.0
+    row = np.r_[A.row, m + P.row, m + n + paid.row, np.full(n, m + n + len(cones.soc))]
+    place = np.r_[A.col, P.col, paid.col, np.arange(n)]
+    sign = np.sign(np.r_[A.data, P.data, paid.data, program.q])
+    count = m + n + len(cones.soc) + 1
+    equal = np.arange(count) >= m
+    equal[-1], equal[: cones.zero], equal[cones.zero : flat] = False, True, prices[cones.zero : flat] > 0
+    known = (np.arange(count) < flat) | equal
+    known[heads[:-1]] = known[-1] = True
     up, down, moving = np.ones(n, bool), np.ones(n, bool), np.inf  # whether d may be above 0, below 0
     while up.sum() + down.sum() < moving:
         moving = up.sum() + down.sum()
-        loose = np.bincount(row, (up | down)[place] & (sign != 0), m + n + 1) > 0
-        equal[flat : heads[-1]] = ~loose[ball]
+        loose = np.bincount(row, (up | down)[place] & (sign != 0), count) > 0
+        equal[ball] = ~loose[heads[which]]
         for way in (1, -1):
             rows = equal | known if way > 0 else equal
             sinks = np.where(way * sign > 0, down[place], (sign != 0) & up[place])
-            count = np.bincount(row, sinks, m + n + 1)
-            none, one = (rows & (count == 0))[row] & (sign != 0), (rows & (count == 1))[row] & sinks
+            sinking = np.bincount(row, sinks, count)
+            none, one = (rows & (sinking == 0))[row] & (sign != 0), (rows & (sinking == 1))[row] & sinks
             up[place[none | (one & (way * sign > 0))]] = False
             down[place[none | (one & (way * sign < 0))]] = False
     return ~(up | down)

@@ -22,7 +22,7 @@ from bigrad.programs.ball import Ball
 from bigrad.programs.convex import Convex
 from bigrad.programs.newton import Conic
 from bigrad.solution import Outcome, Point, Status
-from bigrad.solvers.attain import firm, runs_away
+from bigrad.solvers.attain import firm, runs_away, still
 from bigrad.solvers.base import EXACT, PROVEN, AbstractSolver, batch_size
 
 PRECISE = {"tol_gap_abs": 1e-10, "tol_gap_rel": 1e-10, "tol_feas": 1e-10}
@@ -147,7 +147,8 @@ class Interior(AbstractSolver):
         s = program.b - program.A @ u
         weak = program.cones.weak(s - lam, s)
         w, cause = np.r_[u, lam], ""
-        if not firm(program, u, lam) and runs_away(program, lambda other: self.clarabel(other, tolerances)):
+        sure = bool(still(program, lam).all()) or firm(program, u, lam)
+        if not sure and runs_away(program, lambda other: self.clarabel(other, tolerances)):
             status, cause = Status.INEXACT, APPROACHED
         return Found(status, w, value, bound, residual, violation, iterations, weak, singular, cause=cause)
 
