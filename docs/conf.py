@@ -1,0 +1,68 @@
+"""How Sphinx makes the site from these pages: `make docs`, offline, every warning an error."""
+
+import re
+from typing import Any
+
+from docutils import nodes
+from latex2mathml.converter import convert
+
+import bigrad
+
+project = "bigrad"
+release = bigrad.__version__
+copyright = "the authors of bigrad, Apache-2.0"
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
+exclude_patterns = ["pictures"]
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 3
+
+html_theme = "furo"
+html_title = "bigrad"
+html_math_renderer = "mathml"
+html_copy_source = False
+
+autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+python_use_unqualified_type_names = True
+python_maximum_signature_line_length = 100
+
+# Types in signatures. Those of torch, numpy and CVXPY have no page here, since no inventory is downloaded; those of
+# bigrad that are not public have none on purpose. Links in the text are checked.
+nitpick_ignore_regex = [("py:class|py:obj|py:data", ".*")]
+
+
+# A folder of examples may be empty. (Sphinx 9.0 leaves the "toc" out.)
+suppress_warnings = ["toc.empty_glob", ".empty_glob"]
+
+
+def plain(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Docstrings are plain text: indented blocks and tables are shown as they stand, the rest is not markup but `code`."""
+    found = []
+    for block in re.split(r"\n\s*\n", "\n".join(lines).strip("\n")):
+        if re.match(r" {2,}|\|", block):
+            found += ["::", "", *("    " + line for line in block.split("\n")), ""]
+        else:
+            code = re.split(r"(`[^`]+`)", block)
+            words = [re.sub(r"([\\*_|])", r"\\\1", part) for part in code[::2]]
+            quoted = [f"`{part}`" for part in code[1::2]]
+            found += ["".join(a + b for a, b in zip(words, [*quoted, ""], strict=True)), ""]
+    lines[:] = "\n".join(found).split("\n")
+
+
+def inline(writer: Any, node: nodes.math) -> None:
+    """A formula in a line, as MathML, which browsers draw by themselves."""
+    writer.body.append(convert(node.astext()))
+    raise nodes.SkipNode
+
+
+def block(writer: Any, node: nodes.math_block) -> None:
+    """A formula of its own."""
+    writer.body.append(f"<div class='math'>{convert(node.astext(), display='block')}</div>")
+    raise nodes.SkipNode
+
+
+def setup(app: Any) -> None:
+    """What Sphinx asks a configuration for."""
+    app.add_html_math_renderer("mathml", (inline, None), (block, None))
+    app.connect("autodoc-process-docstring", plain)
