@@ -38,17 +38,23 @@ logging.getLogger("sphinx.sphinx.directives.other").addFilter(lambda r: getattr(
 
 
 def plain(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Docstrings are plain text: indented blocks and tables are shown as they stand, the rest is not markup but `code`."""
+    """Docstrings are plain text: indented blocks and tables are shown as they stand, `code` is code, nothing else is markup."""
     found = []
     for block in re.split(r"\n\s*\n", "\n".join(lines).strip("\n")):
         if re.match(r" {2,}|\|", block):
             found += ["::", "", *("    " + line for line in block.split("\n")), ""]
+        elif re.match(r"\w+:\n ", block):  # "Args:" and entries
+            head, *entries = re.split(r"\n {4}(?! )", block)
+            found += [head, "", *("* " + escaped(re.sub(r"\s+", " ", entry)) for entry in entries), ""]
         else:
-            code = re.split(r"(`[^`]+`)", block)
-            words = [re.sub(r"([\\*_|])", r"\\\1", part) for part in code[::2]]
-            quoted = [f"`{part}`" for part in code[1::2]]
-            found += ["".join(a + b for a, b in zip(words, [*quoted, ""], strict=True)), ""]
+            found += [escaped(block), ""]
     lines[:] = "\n".join(found).split("\n")
+
+
+def escaped(text: str) -> str:
+    """Plain text with `code` as reStructuredText."""
+    parts = re.split(r"(`+[^`]+`+)", text)
+    return "".join(f"``{p.strip('`')}``" if k % 2 else re.sub(r"([\\*_|])", r"\\\1", p) for k, p in enumerate(parts))
 
 
 def inline(writer: Any, node: nodes.math) -> None:
