@@ -22,6 +22,7 @@ html_theme = "furo"
 html_title = "bigrad"
 html_math_renderer = "mathml"
 html_copy_source = False
+smartquotes = False
 
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
