@@ -58,15 +58,23 @@ def escaped(text: str) -> str:
     return "".join(f"``{p.strip('`')}``" if k % 2 else re.sub(r"([\\*_|])", r"\\\1", p) for k, p in enumerate(parts))
 
 
+def mathml(formula: str, display: str) -> str:
+    """A formula as MathML, which browsers draw by themselves."""
+    found: str = convert(formula.replace(r"\arg", r"\operatorname{arg}"), display=display)
+    if "\\" in found:
+        raise ValueError(f"latex2mathml does not know a command in {formula}")
+    return found
+
+
 def inline(writer: Any, node: nodes.math) -> None:
-    """A formula in a line, as MathML, which browsers draw by themselves."""
-    writer.body.append(convert(node.astext()))
+    """A formula in a line."""
+    writer.body.append(mathml(node.astext(), "inline"))
     raise nodes.SkipNode
 
 
 def block(writer: Any, node: nodes.math_block) -> None:
     """A formula of its own."""
-    writer.body.append(f"<div class='math'>{convert(node.astext(), display='block')}</div>")
+    writer.body.append(f"<div class='math'>{mathml(node.astext(), 'block')}</div>")
     raise nodes.SkipNode
 
 
