@@ -48,10 +48,11 @@ class Status(Enum):
 class Stats:
     """Measurements of one solve; quantities are in the units of the user's own model.
 
-    residual: largest violation of the KKT conditions of the bilevel program's reformulation, absolute, scaled by 1 +
-    |data|. violation: largest violation of any constraint of either level, the follower's stationarity included.
-    biactive: number of complementarity pairs with both the multiplier and the slack at zero. degenerate: number of
-    active constraints or biactive sides whose own multiplier is zero (a kink: one-sided derivatives may differ).
+    solver: its name; starts: searches; iterations: of its own kind; seconds: by the clock, an item's share. residual:
+    largest violation of the KKT conditions of the bilevel program's reformulation, absolute, scaled by 1 + |data|.
+    violation: largest violation of any constraint of either level, the follower's stationarity included. biactive:
+    number of complementarity pairs with both the multiplier and the slack at zero. degenerate: number of active
+    constraints or biactive sides whose own multiplier is zero (a kink: one-sided derivatives may differ).
     strongly_stationary: multipliers of the right sign exist at every biactive pair, so the point is a local optimum.
     singular: the KKT matrix at the solution's active set is singular; the gradient is then the minimum-norm one.
     follower_gap: the follower's objective here minus its optimum given x, from an independent re-solve; None if not
@@ -242,7 +243,8 @@ class Solution:
 
     `solution[c.dual_variables[0]]` is the price of the lower constraint c. value: upper objective in the user's own sense.
     lower_value: lower objective in the user's own sense, a tuple of them for several followers. point: where a later
-    solve may start from; None where the status is not ok.
+    solve may start from; None where the status is not ok. values, prices: all of both, by the user's own objects. status,
+    stats: what is claimed, and what was measured.
     """
 
     status: Status
