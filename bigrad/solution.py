@@ -290,7 +290,8 @@ class SingularWarning(UserWarning):
 
 
 class SolveWarning(UserWarning):
-    """A further solve that a gradient rule needs failed; the gradients concerned are NaN."""
+    """A further solve that a gradient rule needs failed, and the gradients concerned are NaN; or stopped short, and they are
+    inexact."""
 
 
 class SolveError(BigradError, RuntimeError):
