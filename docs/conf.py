@@ -21,6 +21,8 @@ myst_heading_anchors = 3
 html_theme = "furo"
 html_title = "bigrad"
 html_math_renderer = "mathml"
+html_static_path = ["_static"]
+html_css_files = ["wide.css"]
 html_copy_source = False
 smartquotes = False
 
@@ -43,7 +45,7 @@ def plain(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[st
     found = []
     for block in re.split(r"\n\s*\n", "\n".join(lines).strip("\n")):
         if re.match(r" {2,}|\|", block):
-            found += ["::", "", *("    " + line for line in block.split("\n")), ""]
+            found += [".. code-block:: text", "", *("    " + line for line in block.split("\n")), ""]
         elif re.match(r"\w+:\n ", block):  # "Args:" and entries
             head, *entries = re.split(r"\n {4}(?! )", block)
             found += [head, "", *("* " + escaped(re.sub(r"\s+", " ", entry)) for entry in entries), ""]
@@ -60,7 +62,10 @@ def escaped(text: str) -> str:
 
 def mathml(formula: str, display: str) -> str:
     """A formula as MathML, which browsers draw by themselves."""
-    found: str = convert(formula.replace(r"\arg", r"\operatorname{arg}"), display=display)
+    formula = formula.replace(r"\arg", r"\operatorname{arg}")
+    if display == "block":
+        formula = re.sub(r"\\(min|max)_", r"\\\1\\limits_", formula)
+    found: str = convert(formula, display=display)
     if "\\" in found:
         raise ValueError(f"latex2mathml does not know a command in {formula}")
     return found
