@@ -2,6 +2,7 @@
 
 import ast
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -66,6 +67,15 @@ def test_spelling():
     command = [sys.executable, "-m", "codespell_lib", *texts, "docs/conf.py", "examples", "tests"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_the_pictures_can_be_drawn_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    script = runpy.run_path(str(DOCS / "pictures" / "kinks.py"))
+    for name in ("kink", "tie"):
+        script[name](tmp_path / f"{name}.png")
+        assert (tmp_path / f"{name}.png").stat().st_size > 10_000
 
 
 @pytest.mark.slow
