@@ -46,9 +46,11 @@ def plain(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[st
     for block in re.split(r"\n\s*\n", "\n".join(lines).strip("\n")):
         if re.match(r" {2,}|\|", block):
             found += [".. code-block:: text", "", *("    " + line for line in block.split("\n")), ""]
-        elif re.match(r"\w+:\n ", block):  # "Args:" and entries
-            head, *entries = re.split(r"\n {4}(?! )", block)
-            found += [head, "", *("* " + escaped(re.sub(r"\s+", " ", entry)) for entry in entries), ""]
+        elif re.match(r"\w+:\n ", block):  # "Args:" and its entries, "Source:" and a text
+            head, rest = block.split("\n", 1)
+            bullet = "* " if re.match(r" +\w+: ", rest) else ""
+            entries = re.split(r"\n {4}(?=\w+: )", rest)
+            found += [head, "", *(bullet + escaped(re.sub(r"\s+", " ", entry.strip())) for entry in entries), ""]
         else:
             found += [escaped(block), ""]
     lines[:] = "\n".join(found).split("\n")
