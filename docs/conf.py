@@ -62,6 +62,11 @@ def escaped(text: str) -> str:
     return "".join(f"``{p.strip('`')}``" if k % 2 else re.sub(r"([\\*_|])", r"\\\1", p) for k, p in enumerate(parts))
 
 
+def short(app: Any, what: str, name: str, obj: Any, options: Any, signature: str | None, returns: str | None) -> Any:
+    """Signatures in which a default that is made anew for each object is an ellipsis, so that Sphinx can read them."""
+    return (signature.replace("<factory>", "..."), returns) if signature else None
+
+
 def mathml(formula: str, display: str) -> str:
     """A formula as MathML, which browsers draw by themselves."""
     formula = formula.replace(r"\arg", r"\operatorname{arg}")
@@ -89,3 +94,4 @@ def setup(app: Any) -> None:
     """What Sphinx asks a configuration for."""
     app.add_html_math_renderer("mathml", (inline, None), (block, None))
     app.connect("autodoc-process-docstring", plain)
+    app.connect("autodoc-process-signature", short)
