@@ -1,12 +1,13 @@
 # make demo   installs bigrad and runs the demo
 # make test   installs what the tests need and runs them
 # make check  formats, lints and type-checks; with CI=true it changes nothing and fails instead
+# make docs   builds the documentation into build/docs; a warning is an error
 # make bench  runs the benchmarks
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check bench
+.PHONY: demo test check docs bench
 
 demo: $(VENV)/.installed-plots
 	$(BIN)/python examples/tariff.py
@@ -18,6 +19,9 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff format $(if $(filter true,$(CI)),--check)
 	$(BIN)/ruff check
 	$(BIN)/mypy bigrad
+
+docs: $(VENV)/.installed-docs
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --nitpicky docs build/docs
 
 bench: $(VENV)/.installed-bench
 	@set -e; for script in tests/benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script; done

@@ -69,7 +69,8 @@ class CG(AbstractLinear):
     """Conjugate gradients, for symmetric positive definite A. Hestenes and Stiefel 1952.
 
     The first choice at a strict minimum: three vectors of memory, at most as many steps as dimensions. An indefinite A
-    raises SolveError, since the point is then no minimum.
+    raises SolveError, since the point is then no minimum. tol, atol: the residual to stop at, relative to |b| and absolute.
+    steps: products with A, at most.
     """
 
     tol: float | None = None
@@ -108,6 +109,7 @@ class MINRES(AbstractLinear):
     """Minimal residuals for symmetric A, indefinite ones too. Paige and Saunders, SIAM J. Numer. Anal. 1975.
 
     Choose it at saddle points, or where the inner loss is only nearly minimised. Seven vectors of memory.
+    tol, atol, steps: as for CG.
     """
 
     tol: float | None = None
@@ -149,6 +151,7 @@ class GMRES(AbstractLinear):
     """Minimal residuals for any A, restarted. Saad and Schultz, SIAM J. Sci. Stat. Comput. 1986.
 
     Choose it where A is not symmetric, as under a projection that is a plain function. `restart` vectors of memory.
+    tol, atol, steps: as for CG.
     """
 
     tol: float | None = None

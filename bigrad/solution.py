@@ -48,26 +48,38 @@ class Status(Enum):
 class Stats:
     """Measurements of one solve; quantities are in the units of the user's own model.
 
-    residual: largest violation of the KKT conditions of the bilevel program's reformulation, absolute, scaled by 1 +
-    |data|. violation: largest violation of any constraint of either level, the follower's stationarity included.
-    biactive: number of complementarity pairs with both the multiplier and the slack at zero. degenerate: number of
-    active constraints or biactive sides whose own multiplier is zero (a kink: one-sided derivatives may differ).
-    strongly_stationary: multipliers of the right sign exist at every biactive pair, so the point is a local optimum.
-    singular: the KKT matrix at the solution's active set is singular; the gradient is then the minimum-norm one.
-    follower_gap: the follower's objective here minus its optimum given x, from an independent re-solve; None if not
-    asked. leader_gap: the same for the leader of a zero-sum game, given the follower's answer. follower: with several
-    followers and status INFEASIBLE_LOWER, the index of the first that has no feasible answer, whatever the others do;
-    None if that is not known. bound: best proven bound on the upper objective, in the user's sense; None if none is
-    known. gap: how far the value may be from the optimum, |value - bound| / (1 + |value|); None without a bound or
-    a point. cuts, follower_solves: how often a combinatorial program's search cut and asked the follower; rounding: by how
-    much costs rounded to whole numbers may mislead its optimum. cause: what stopped an item that no solver could report
-    on, such as the death of its process, or that its value is approached but not attained; empty otherwise.
-
-    Of a lower level written in torch: residual is the norm of its gradient (of the projected step over its length, under
-    a projection); error a bound on |y - y*|, from that and the strong convexity given to the solver, else None. After the
-    backward pass, adjoint_residual and adjoint_steps tell how well |H q - dL/dy| was solved, None where nobody measured;
-    gradient_bound is the bound on the gradient's error that an ErrorBound was asked for, bound_estimated whether a
-    constant in it is an estimate.
+    Attributes:
+        solver: its name.
+        starts: searches.
+        iterations: of the solver's own kind.
+        seconds: by the clock; of a batch, an item's share.
+        residual: largest violation of the KKT conditions of the bilevel program's reformulation, absolute, scaled by
+            1 + |data|; of a lower level written in torch the norm of its gradient (of the projected step over its length,
+            under a projection).
+        violation: largest violation of any constraint of either level, the follower's stationarity included.
+        biactive: number of complementarity pairs with both the multiplier and the slack at zero.
+        degenerate: number of active constraints or biactive sides whose own multiplier is zero (a kink: one-sided
+            derivatives may differ).
+        strongly_stationary: multipliers of the right sign exist at every biactive pair, so the point is a local optimum.
+        singular: the KKT matrix at the solution's active set is singular; the gradient is then the minimum-norm one.
+        follower_gap: the follower's objective here minus its optimum given x, from an independent re-solve; None if not
+            asked.
+        leader_gap: the same for the leader of a zero-sum game, given the follower's answer.
+        follower: with several followers and status INFEASIBLE_LOWER, the index of the first that has no feasible answer,
+            whatever the others do; None if that is not known.
+        bound: best proven bound on the upper objective, in the user's sense; None if none is known.
+        gap: how far the value may be from the optimum, |value - bound| / (1 + |value|); None without a bound or a point.
+        cuts: how often a combinatorial program's search cut.
+        follower_solves: how often it asked the follower.
+        rounding: by how much costs rounded to whole numbers may mislead its optimum.
+        cause: what stopped an item that no solver could report on, such as the death of its process, or that its value is
+            approached but not attained; empty otherwise.
+        error: of a lower level written in torch, a bound on |y - y*|, from the residual and the strong convexity given to
+            the solver; else None.
+        adjoint_residual: after the backward pass, how well |H q - dL/dy| was solved; None where nobody measured.
+        adjoint_steps: after how many products.
+        gradient_bound: the bound on the gradient's error that an ErrorBound was asked for.
+        bound_estimated: whether a constant in it is an estimate.
     """
 
     solver: str = ""
@@ -242,7 +254,8 @@ class Solution:
 
     `solution[c.dual_variables[0]]` is the price of the lower constraint c. value: upper objective in the user's own sense.
     lower_value: lower objective in the user's own sense, a tuple of them for several followers. point: where a later
-    solve may start from; None where the status is not ok.
+    solve may start from; None where the status is not ok. values, prices: all of both, by the user's own objects. status,
+    stats: what is claimed, and what was measured.
     """
 
     status: Status
@@ -288,7 +301,8 @@ class SingularWarning(UserWarning):
 
 
 class SolveWarning(UserWarning):
-    """A further solve that a gradient rule needs failed; the gradients concerned are NaN."""
+    """A further solve that a gradient rule needs failed, and the gradients concerned are NaN; or stopped short, and they are
+    inexact."""
 
 
 class SolveError(BigradError, RuntimeError):

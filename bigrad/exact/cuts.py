@@ -1,4 +1,9 @@
-"""Cuts: nested integer programs, exactly."""
+"""Cuts: nested integer programs, exactly.
+
+Values of the follower's answers cut the leader's problem: Lozano and Smith, "A value-function-based exact approach for the
+bilevel mixed-integer programming problem", Operations Research 2017; DeNegre and Ralphs, "A branch-and-cut algorithm for
+integer bilevel linear programs", 2009. Each road's own source is in its file.
+"""
 
 from __future__ import annotations
 

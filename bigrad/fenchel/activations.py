@@ -41,7 +41,10 @@ class FenchelReLU(AbstractFenchel):
 
 
 class FenchelLeakyReLU(AbstractFenchel):
-    """For nn.LeakyReLU. slope in [0, 1]: of the negative side. Backward: slope g + (1 - slope) times that of FenchelReLU."""
+    """For nn.LeakyReLU. slope in [0, 1]: of the negative side. Backward: slope g + (1 - slope) times that of FenchelReLU.
+
+    beta: the step.
+    """
 
     def __init__(self, beta: float = 1.0, slope: float = 0.01):
         super().__init__(beta)
@@ -63,7 +66,7 @@ class FenchelLeakyReLU(AbstractFenchel):
 
 
 class FenchelHardtanh(AbstractFenchel):
-    """For nn.Hardtanh. low < high: the interval. With (0, 1) it is the paper's hard sigmoid, the clipped identity."""
+    """For nn.Hardtanh. beta: the step. low < high: the interval. With (0, 1) it is the paper's hard sigmoid, the clipped identity."""
 
     def __init__(self, beta: float = 1.0, low: float = -1.0, high: float = 1.0):
         super().__init__(beta)
@@ -85,7 +88,7 @@ class FenchelHardtanh(AbstractFenchel):
 
 
 class FenchelHardsigmoid(AbstractFenchel):
-    """For nn.Hardsigmoid, whose slope is 1/6. slope > 0."""
+    """For nn.Hardsigmoid, whose slope is 1/6. beta: the step. slope > 0."""
 
     def __init__(self, beta: float = 1.0, slope: float = 1 / 6):
         super().__init__(beta)
@@ -107,7 +110,7 @@ class FenchelHardsigmoid(AbstractFenchel):
 
 
 class FenchelTanh(AbstractFenchel):
-    """For nn.Tanh. Backward: tanh(beta g) (1 - z target) / beta; targets lie in (-1, 1)."""
+    """For nn.Tanh. beta: the step. Backward: tanh(beta g) (1 - z target) / beta; targets lie in (-1, 1)."""
 
     def activation(self, a: Tensor) -> Tensor:
         """See AbstractFenchel.activation."""
@@ -120,7 +123,7 @@ class FenchelTanh(AbstractFenchel):
 
 
 class FenchelSigmoid(AbstractFenchel):
-    """For nn.Sigmoid, (1 + tanh(a / 2)) / 2; targets lie in (0, 1)."""
+    """For nn.Sigmoid, (1 + tanh(a / 2)) / 2; targets lie in (0, 1). beta: the step."""
 
     def activation(self, a: Tensor) -> Tensor:
         """See AbstractFenchel.activation."""

@@ -141,6 +141,7 @@ class Lifted(AbstractContrastive):
         J = min_z l(z_L) + sum_k (G_k(z_k) - z_k'a_k + G_k*(a_k)) / beta        dJ/da_k = (f_k(a_k) - z_k) / beta
 
     LPOM-like; J is smooth where activations are not, and each step of settling makes it smaller. The first to try.
+    beta, sweeps, tolerance, smoothness: as AbstractContrastive has them.
     """
 
     def start(self, block: Block, a: Tensor) -> Tensor:
@@ -183,6 +184,7 @@ class AuxiliaryCoordinates(AbstractContrastive):
         J = min_z l(z_L) + sum_k |z_k - f_k(a_k)|^2 / (2 beta)
 
     Carreira-Perpiñán and Wang, AISTATS 2014. Not convex in z_k; a unit on a flat side of f learns nothing.
+    beta, sweeps, tolerance, smoothness: as AbstractContrastive has them.
     """
 
     def pull(self, above: Block, z: Tensor, higher: Tensor) -> Tensor:
@@ -227,6 +229,7 @@ class ContrastiveHebbian(AbstractContrastive):
 
     Xie and Seung, Neural Computation 2003; Scellier and Bengio, 2017. Feedback is discounted by beta from layer to layer.
     Nudges are of the size beta^L at the first layer: float64, or few layers. Large weights times beta may not settle.
+    beta, sweeps, tolerance, smoothness: as AbstractContrastive has them.
     """
 
     def start(self, block: Block, a: Tensor) -> Tensor:

@@ -25,7 +25,10 @@ class AbstractDraws(ABC):
 
 
 class Fresh(AbstractDraws):
-    """Other numbers at every call and for every item; a call is a number in the stream, so calls do not overlap."""
+    """Other numbers at every call and for every item; a call is a number in the stream, so calls do not overlap.
+
+    seed: of a stream of its own; None draws from torch's generator, so that torch.manual_seed makes a run repeatable.
+    """
 
     def __init__(self, seed: int | None = None):
         self.seed, self.calls = seed, 0
@@ -47,7 +50,8 @@ class Fresh(AbstractDraws):
 
 
 class Common(AbstractDraws):
-    """Common random numbers: differences between calls are then differences of the costs alone."""
+    """Common random numbers: the same for every call and item, so that differences between calls are differences of the
+    costs alone. seed: of these numbers."""
 
     def __init__(self, seed: int = 0):
         self.seed = seed

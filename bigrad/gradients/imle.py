@@ -30,6 +30,7 @@ class IMLE(AbstractEstimator):
     Choose it where few samples must do. sigma: scale of the noise (the paper's temperature). noise: `SumOfGamma(k)`, k
     the number of ones. step: lambda, as for Interpolate; gradients are divided by it. central: steps to both sides.
     The loss's gradient is taken at the mean of the samples. Adaptive IMLE is `IMLE(step=Adaptive())`.
+    samples: solves an item, each way. draws: `Fresh()`, `Fresh(seed)` or `Common(seed)`.
     """
 
     sigma: float = 1.0

@@ -45,7 +45,7 @@ LESS = 1e-9
 class Levels(AbstractGradient):
     """Level by level, by an estimator: what an estimator given to a Layer of a two-level program does.
 
-    Choose it, against Joint, where a solve of the whole program for every sample is too dear. It leaves out what the
+    rule: the estimator. Choose it, against Joint, where a solve of the whole program for every sample is too dear. It leaves out what the
     leader's foresight does to the follower's answer beyond one sweep; docs/levels.md says how far off that is.
     """
 

@@ -21,9 +21,13 @@ from bigrad.oracle import Oracle
 
 @dataclass(frozen=True)
 class Perturbed(AbstractSampled, AbstractPotential):
-    """The mean of perturbed decisions forward, an unbiased gradient of y_s backward; fields as AbstractSampled has them.
+    """The mean of perturbed decisions forward, an unbiased gradient of y_s backward.
 
-    Choose it where many solves are cheap, and the loss takes fractional decisions.
+    Choose it where many solves are cheap, and the loss takes fractional decisions. sigma: width of the noise, in units of
+    the costs, or relative to each with Multiplicative(); larger smooths more. samples: solves an item. noise: `Normal()`
+    or `Gumbel()`. perturbation: `Additive()` or `Multiplicative()`. baseline: `LeaveOneOut()`, `AtCentre()` or None.
+    antithetic: samples in mirrored pairs. draws: `Fresh()`, `Fresh(seed)` or `Common(seed)`. InputError for sigma not
+    above 0, or too few samples.
     """
 
     def side(self, oracle: Oracle) -> np.ndarray | float:

@@ -18,7 +18,8 @@ from bigrad.oracle import Oracle
 
 @dataclass(frozen=True)
 class Score(AbstractSampled):
-    """The mean of f forward, an unbiased gradient of it backward; fields as AbstractSampled has them.
+    """The mean of f forward, an unbiased gradient of it backward; sigma, samples, noise, perturbation, baseline, antithetic
+    and draws as for Perturbed.
 
     Choose it for everything that is not a linear cost. Its variance grows with the spread of f and with the number of
     parameters: spend samples, and keep a baseline. Noise is added, whatever the oracle's sense.

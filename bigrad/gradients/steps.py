@@ -32,7 +32,7 @@ class AbstractStep(ABC):
 
 @dataclass(frozen=True)
 class Absolute(AbstractStep):
-    """The same lambda always, in units of cost per gradient: commensurate with |c| / |g|, so with the batch's size."""
+    """lambda = length always, in units of cost per gradient: commensurate with |c| / |g|, so with the batch's size. length > 0."""
 
     length: float
 

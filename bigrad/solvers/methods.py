@@ -61,7 +61,7 @@ def _tuned(name: str, L: float, mu: float) -> None:
 
 @dataclass(frozen=True)
 class GradientDescent(AbstractMethod):
-    """y - step grad g, projected. `GradientDescent.tuned(L, mu)` takes the step 2 / (L + mu)."""
+    """y - step_size grad g, projected; below 2 / L it converges. `GradientDescent.tuned(L, mu)` takes the step 2 / (L + mu)."""
 
     step_size: float
     reach: ClassVar[float] = 2.0
@@ -91,7 +91,7 @@ class GradientDescent(AbstractMethod):
 
 @dataclass(frozen=True)
 class HeavyBall(AbstractMethod):
-    """y - step grad g + momentum (y - the last y), projected. Polyak 1964.
+    """y - step_size grad g + momentum (y - the last y), projected, 0 <= momentum < 1. Polyak 1964.
 
     `HeavyBall.tuned(L, mu)`: step 4 / (sqrt L + sqrt mu)^2, momentum ((sqrt L - sqrt mu) / (sqrt L + sqrt mu))^2, the
     fastest of these methods on a quadratic.
