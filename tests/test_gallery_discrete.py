@@ -47,3 +47,52 @@ def test_knapsack_interdiction_leaves_the_least_that_any_bans_leave(tmp_path):
         assert result.value[k] <= min(result.densest[k], result.most_wanted[k])
     assert (result.densest > result.value).any()  # foresight pays
     draws(page, result, tmp_path)
+
+
+def every_path(arcs: np.ndarray, nodes: int) -> np.ndarray:
+    """All ways without a circle from the first to the last node, (paths, arcs)."""
+
+    def onward(way: list[int], seen: set[int], node: int) -> list[list[int]]:
+        if node == nodes - 1:
+            return [way]
+        steps = [(k, head) for k, (tail, head) in enumerate(arcs) if tail == node and head not in seen]
+        return [found for k, head in steps for found in onward([*way, k], seen | {head}, head)]
+
+    ways = onward([], {0}, 0)
+    return np.array([np.isin(np.arange(len(arcs)), way) for way in ways], float)
+
+
+def test_path_interdiction_against_every_set_of_guards_and_every_path(tmp_path):
+    page = load("path_interdiction")
+    place = page.town(side=3, seed=5)
+    result = page.run(place, guards=2, sigma=0.3, samples=200)
+    s, paths = len(place.streets), every_path(place.arcs, 9)
+    sets = np.array([np.isin(np.arange(s), pair) for pair in itertools.combinations(range(s), 2)], float)
+    met = np.einsum("ga,pa->gpa", np.tile(sets, 2), paths)  # guarded arcs of each path
+
+    def values(costs: np.ndarray, delays: np.ndarray) -> np.ndarray:
+        """Of every set of guards, at costs and delays of arcs."""
+        return (paths @ costs + met @ delays).min(1)
+
+    costs, delays = page.inputs(place)
+    assert result.proven
+    assert result.free_value == pytest.approx((paths @ costs).min())
+    found = values(costs, delays)
+    assert result.value == pytest.approx(found.max())
+    assert result.value > result.free_value
+    np.testing.assert_array_equal(result.guarded, sets[found.argmax()])
+    assert result.value == pytest.approx((place.costs + place.delays * result.guarded) @ result.after)
+
+    shift = 1e-4 * np.eye(s)
+    ahead, behind = ([values(np.tile(place.costs + sign * h, 2), delays).max() for h in shift] for sign in (1, -1))
+    np.testing.assert_allclose(result.gradient, np.subtract(ahead, behind) / 2e-4, atol=1e-9)
+    np.testing.assert_array_equal(result.gradient, result.after)
+
+    rng, slopes = np.random.default_rng(0), []
+    for noise in rng.normal(0, 0.3, (1000, 2, 2 * s)):  # of arcs, as in the layer: costs and delays
+        c, d = costs + noise[0], delays + noise[1]
+        guards = values(c, d).argmax()
+        slopes.append(paths[(paths @ c + met[guards] @ d).argmin()].reshape(2, -1).sum(0))
+    error = np.std(slopes, axis=0) * np.sqrt(1 / 200 + 1 / 1000)
+    assert (abs(result.smoothed - np.mean(slopes, axis=0)) <= 4 * error + 1e-12).all()
+    draws(page, result, tmp_path)
