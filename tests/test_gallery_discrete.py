@@ -96,3 +96,38 @@ def test_path_interdiction_against_every_set_of_guards_and_every_path(tmp_path):
     error = np.std(slopes, axis=0) * np.sqrt(1 / 200 + 1 / 1000)
     assert (abs(result.smoothed - np.mean(slopes, axis=0)) <= 4 * error + 1e-12).all()
     draws(page, result, tmp_path)
+
+
+def test_integer_leader_has_the_least_total_of_all_plans(tmp_path):
+    page = load("integer_leader")
+    net = page.network()
+    kept = [0, 2, 4, 6, 9]  # the coal town's line among them
+    net = net._replace(lines=net.lines[kept], limit=net.limit[kept], price=net.price[kept])
+    result = page.run(net)
+    best = result.best
+    assert result.proven
+    assert len(result.plans) == 32
+    assert best.total == pytest.approx(result.totals.min())
+    assert result.bound <= best.total + 1e-6
+    np.testing.assert_allclose(result.gap, (best.total - result.bound) / (1 + abs(best.total)), atol=1e-6)
+
+    market = page.dispatch(net, best.built)  # by HiGHS, of these lines
+    served = np.bincount(net.places, best.output, len(net.demand)) + page.incidence(net) @ best.flow + best.unserved
+    np.testing.assert_allclose(served, net.demand, atol=1e-6)
+    assert (abs(best.flow) <= net.limit * best.built + 1e-6).all()
+    assert net.cost @ best.output == pytest.approx(net.cost @ market.output)
+    assert best.total == pytest.approx(market.total)
+
+    assert result.hoped.total < best.total < result.naive.total  # the page's story
+    assert (result.naive.built - best.built)[0] == 1
+    draws(page, result, tmp_path)
+
+
+def test_integer_leader_dispatches_islands_as_by_hand():
+    page = load("integer_leader")
+    net = page.network()
+    plan = page.dispatch(net, np.zeros(len(net.lines)))  # every place on its own
+    own = np.minimum(net.demand, net.capacity)
+    np.testing.assert_allclose(plan.output, own, atol=1e-9)
+    short = net.shed * (net.demand - own).sum()
+    assert plan.total == pytest.approx((net.cost + page.CARBON * net.emission) @ own + short)
