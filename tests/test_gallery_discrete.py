@@ -131,3 +131,43 @@ def test_integer_leader_dispatches_islands_as_by_hand():
     np.testing.assert_allclose(plan.output, own, atol=1e-9)
     short = net.shed * (net.demand - own).sum()
     assert plan.total == pytest.approx((net.cost + page.CARBON * net.emission) @ own + short)
+
+
+def test_predict_then_optimise_halves_the_regret_of_a_wrong_model_and_not_of_a_right_one(tmp_path):
+    page = load("predict_then_optimise")
+    result = page.run(degrees=(1, 8), seeds=2, test=300, epochs=10)
+    squares, spo, young = result.regret.values()
+    assert (squares[0] < spo[0]).all()
+    assert (spo[1] < 0.8 * squares[1]).all()
+    assert (young[1] < 0.8 * squares[1]).all()
+    assert (result.error["least squares"] < result.error["SPO+"]).all()  # better decisions, worse predictions
+    draws(page, result, tmp_path)
+
+
+def test_predict_then_optimise_regrets_are_those_of_all_paths():
+    torch = pytest.importorskip("torch")
+    page = load("predict_then_optimise")
+    path, (known, unseen) = page.town(), page.samples((50, 40), 6, seed=3)
+    every = every_path(page.streets(), page.SIDE**2)
+    assert len(every) == 70
+    model = page.least_squares(known)
+    padded = np.column_stack([known.features, np.ones(50)])
+    weights = np.linalg.solve(padded.T @ padded, padded.T @ known.costs.numpy())  # the normal equations
+    new = np.column_stack([unseen.features, np.ones(40)]) @ weights
+    np.testing.assert_allclose(model(unseen.features).detach(), new, rtol=1e-8)
+
+    true = unseen.costs.numpy()
+    paid, least = (true * every[(new @ every.T).argmin(1)]).sum(1), (true @ every.T).min(1)
+    np.testing.assert_allclose(page.regrets(model, path, unseen), 100 * (paid - least) / least.mean(), atol=1e-9)
+    target = page.Solved(unseen.costs, torch.as_tensor(path.solve(true)))
+    bound = page.SPOPlus(path, reduction="none")(torch.as_tensor(new), target)
+    best = every[(true @ every.T).argmin(1)]
+    np.testing.assert_allclose(bound, -((2 * new - true) @ every.T).min(1) + 2 * (new * best).sum(1) - least, atol=1e-9)
+    assert (bound.numpy() >= paid - least - 1e-12).all()
+
+    known, unseen = page.samples((200, 1000), 8, seed=3)
+    error = (page.least_squares(known)(unseen.features) - unseen.costs).detach().square()
+    dearest = unseen.costs > unseen.costs.quantile(0.9)
+    taken = torch.as_tensor(path.solve(unseen.costs.numpy()))
+    assert error[dearest].sum() > error.sum() / 2
+    assert taken[dearest].sum() < taken.sum() / 20
