@@ -8,6 +8,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from scipy.optimize import lsq_linear, minimize
 
 GALLERY = Path(__file__).parents[1] / "examples" / "gallery"
 
@@ -171,3 +172,70 @@ def test_predict_then_optimise_regrets_are_those_of_all_paths():
     taken = torch.as_tensor(path.solve(unseen.costs.numpy()))
     assert error[dearest].sum() > error.sum() / 2
     assert taken[dearest].sum() < taken.sum() / 20
+
+
+def test_inverse_game_plays_as_a_plain_search_does():
+    page = load("inverse_game")
+    layer = page.game()
+    days = page.some_days(layer, 2, seed=4)
+    taste, decline, goal = page.PLANTED[:12].view(3, 4).numpy()
+    ratio, scale = page.PLANTED[12:].tolist()
+    miss, change = np.exp((scale + ratio) / 2), np.exp((scale - ratio) / 2)
+    root = np.linalg.cholesky(np.diag(np.exp(decline)) + page.CROWDING).T
+
+    for ordinary, weather, seen in zip(*(part.numpy() for part in days), strict=True):
+
+        def answer(fares: np.ndarray, weather: np.ndarray = weather) -> np.ndarray:
+            """The riders', by a bounded least-squares solver."""
+            goods = np.linalg.solve(root.T, taste + weather - fares)
+            return lsq_linear(root, goods, (0, page.SEATS.numpy()), method="bvls", tol=1e-14).x
+
+        def cost(fares: np.ndarray, rides: np.ndarray, ordinary: np.ndarray = ordinary) -> float:
+            return miss / 2 * ((rides - goal) ** 2).sum() + change / 2 * ((fares - ordinary) ** 2).sum()
+
+        fares, rides = seen[:4], seen[4:]
+        np.testing.assert_allclose(answer(fares), rides, atol=1e-7)
+        starts = [ordinary, ordinary - 0.5, fares + 0.1]
+        found = [minimize(lambda p, a=answer, c=cost: c(p, a(p)), start, method="L-BFGS-B") for start in starts]
+        assert cost(fares, rides) == pytest.approx(min(f.fun for f in found), abs=1e-6)
+
+
+def test_inverse_game_recovers_what_its_jacobian_sees_and_only_that():
+    torch = pytest.importorskip("torch")
+    page = load("inverse_game")
+    layer = page.game()
+    days = page.some_days(layer, 10, seed=0)
+    slopes = page.jacobian(layer, days, page.PLANTED)
+    step = 1e-5 * torch.eye(14, dtype=torch.float64)
+    ahead, behind = (
+        torch.stack([page.play(layer, page.PLANTED + sign * h, days).flatten() for h in step], 1) for sign in (1, -1)
+    )
+    np.testing.assert_allclose(slopes, (ahead - behind) / 2e-5, atol=1e-7)
+    hidden = [3, 7, 11, 13]  # taste, decline and goal of the full line, and the scale
+    assert torch.linalg.matrix_rank(slopes) == 10
+    assert slopes[:, hidden].abs().max() < 1e-12
+
+    other = page.PLANTED.clone()
+    other[hidden] += torch.tensor([1.0, -0.5, -0.4, 2.0], dtype=torch.float64)
+    np.testing.assert_allclose(page.play(layer, other, days), days.seen, atol=1e-9)
+    told = [k for k in range(14) if k not in hidden]
+    guess = other.clone()
+    guess[told] += 0.3 * torch.randn(10, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    found, loss = page.fit(layer, days, guess)
+    assert loss < page.EXACT
+    np.testing.assert_allclose(found[told], page.PLANTED[told], atol=1e-4)
+    np.testing.assert_allclose(found[hidden], other[hidden], atol=1e-9)
+
+
+@pytest.mark.slow
+def test_inverse_game_errors_under_noise_are_as_predicted(tmp_path):
+    page = load("inverse_game")
+    result = page.run(starts=4)
+    met, told = result.losses < page.EXACT, result.told > 0.5
+    assert met.sum() >= 3
+    assert (result.fits - page.PLANTED)[met][:, told].abs().max() < 1e-5
+    ratio = (result.noisy / result.deviation)[:, told].square().mean().sqrt()
+    assert 0.6 < ratio < 1.5
+    assert result.usual[met].max() < 1e-6
+    assert result.unusual[met].min() > 0.01
+    draws(page, result, tmp_path)
