@@ -9,6 +9,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 from scipy.optimize import lsq_linear, minimize
+from scipy.stats import kendalltau
 
 GALLERY = Path(__file__).parents[1] / "examples" / "gallery"
 
@@ -239,3 +240,49 @@ def test_inverse_game_errors_under_noise_are_as_predicted(tmp_path):
     assert result.usual[met].max() < 1e-6
     assert result.unusual[met].min() > 0.01
     draws(page, result, tmp_path)
+
+
+def test_structured_prediction_answers_are_optima():
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("sklearn")
+    page = load("structured_prediction")
+    rng = np.random.default_rng(0)
+    orders = np.array(list(itertools.permutations(range(5))))
+    scores = rng.normal(size=(20, 5))
+    np.testing.assert_array_equal(page.ranks(scores), orders[(scores @ orders.T).argmax(1)])
+    a, b = rng.normal(size=(2, 6, 7))
+    tau = np.mean([kendalltau(x, y).statistic for x, y in zip(a, b, strict=True)])
+    assert page.kendall(a, b) == pytest.approx(tau)
+
+    labels = torch.as_tensor(rng.integers(0, 10, (30, 8)))
+    np.testing.assert_array_equal(page.read(page.as_path(labels)), labels)
+    digits, follows = torch.as_tensor(rng.normal(size=(30, 8, 10))), torch.as_tensor(rng.normal(size=(10, 10)))
+    costs = page.arc_costs(digits, follows)
+    found = page.likeliest(page.trellis(), costs)
+    best = digits[:, 0].numpy()
+    for place in range(1, 8):  # Viterbi's recursion
+        best = (best[:, :, None] + follows.numpy()).max(1) + digits[:, place].numpy()
+    np.testing.assert_allclose(-(costs * page.as_path(found)).sum(1), best.max(1))
+    worth = digits.gather(2, found[..., None]).sum((1, 2)) + follows[found[:, :-1], found[:, 1:]].sum(1)
+    np.testing.assert_allclose(worth, best.max(1))
+
+
+def test_structured_prediction_reads_better_than_one_at_a_time(tmp_path):
+    pytest.importorskip("sklearn")
+    page = load("structured_prediction")
+    sizes = {
+        "matching": {"count": 100, "tests": 60, "epochs": 15},
+        "sequence": {"count": 120, "tests": 60, "epochs": 8},
+    }
+    parts = {}
+    for name in ("matching", "ranking", "sequence"):
+        scores, shown = getattr(page, name)(1, **sizes.get(name, {}))
+        parts[name] = page.Part({model: np.array([value]) for model, value in scores.items()}, shown)
+        alone = next(iter(scores.values()))
+        through = next(value for model, value in scores.items() if "through" in model)
+        assert through > alone + 3, name
+    answers = parts["matching"].shown["trained through the matching"]
+    np.testing.assert_array_equal(answers.sort(1).values, np.tile(np.arange(10), (60, 1)))  # each kind once
+    shown = parts["sequence"].shown
+    assert np.corrcoef(shown["rules"].flatten(), shown["learned"].flatten())[0, 1] > 0.7
+    draws(page, parts, tmp_path)

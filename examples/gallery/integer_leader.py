@@ -194,7 +194,7 @@ def draw(result: Outcome, path: Path) -> None:
     axes.set(xlabel="cost of the lines", ylabel="cost of running, emissions included", ylim=(low - 50, low + 520))
     axes.legend(frameon=False, loc="upper right")
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=90)
+    figure.savefig(path, dpi=80)
 
 
 def sketch(axes: Axes, net: Network, plan: Plan, title: str) -> None:
