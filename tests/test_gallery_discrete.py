@@ -67,7 +67,7 @@ def every_path(arcs: np.ndarray, nodes: int) -> np.ndarray:
 def test_path_interdiction_against_every_set_of_guards_and_every_path(tmp_path):
     page = load("path_interdiction")
     place = page.town(side=3, seed=5)
-    result = page.run(place, guards=2, sigma=0.3, samples=200)
+    result = page.run(place, guards=2, sigma=0.3, samples=80)
     s, paths = len(place.streets), every_path(place.arcs, 9)
     sets = np.array([np.isin(np.arange(s), pair) for pair in itertools.combinations(range(s), 2)], float)
     met = np.einsum("ga,pa->gpa", np.tile(sets, 2), paths)  # guarded arcs of each path
@@ -91,11 +91,11 @@ def test_path_interdiction_against_every_set_of_guards_and_every_path(tmp_path):
     np.testing.assert_array_equal(result.gradient, result.after)
 
     rng, slopes = np.random.default_rng(0), []
-    for noise in rng.normal(0, 0.3, (1000, 2, 2 * s)):  # of arcs, as in the layer: costs and delays
+    for noise in rng.normal(0, 0.3, (500, 2, 2 * s)):  # of arcs, as in the layer: costs and delays
         c, d = costs + noise[0], delays + noise[1]
         guards = values(c, d).argmax()
         slopes.append(paths[(paths @ c + met[guards] @ d).argmin()].reshape(2, -1).sum(0))
-    error = np.std(slopes, axis=0) * np.sqrt(1 / 200 + 1 / 1000)
+    error = np.std(slopes, axis=0) * np.sqrt(1 / 80 + 1 / 500)
     assert (abs(result.smoothed - np.mean(slopes, axis=0)) <= 4 * error + 1e-12).all()
     draws(page, result, tmp_path)
 
@@ -286,3 +286,24 @@ def test_structured_prediction_reads_better_than_one_at_a_time(tmp_path):
     shown = parts["sequence"].shown
     assert np.corrcoef(shown["rules"].flatten(), shown["learned"].flatten())[0, 1] > 0.7
     draws(page, parts, tmp_path)
+
+
+PAGES = [
+    "inverse_game",
+    "knapsack_interdiction",
+    "path_interdiction",
+    "predict_then_optimise",
+    "structured_prediction",
+    "integer_leader",
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_runs_as_its_reader_runs_it(name, tmp_path, capsys):
+    load(name).main(tmp_path / "picture.png")
+    assert "Picture: " in capsys.readouterr().out
+    assert (tmp_path / "picture.png").stat().st_size < 120_000
+    text = (GALLERY.parents[1] / "docs" / "gallery" / f"{name}.md").read_text("utf-8")
+    assert f"]({name}.png)" in text
+    assert f"python examples/gallery/{name}.py" in text
