@@ -44,10 +44,17 @@ class Auto(AbstractSolver, AbstractGradient):
 
     def choose(self, program: Program) -> tuple[AbstractSolver, str]:
         """The solver that fits, and why."""
-        from bigrad.exact.cuts import Cuts
+        if program.combinatorial:  # before the imports that load CVXPY, which such a program can do without
+            from bigrad.exact.cuts import Cuts
+
+            return Cuts(), Cuts().choose(program)[1]
+        if program.inner:
+            from bigrad.solvers.descent import Descent
+
+            return Descent(), Descent().choose(program)[1]
+
         from bigrad.solvers.active_set import ActiveSet
         from bigrad.solvers.certificate import Global
-        from bigrad.solvers.descent import Descent
         from bigrad.solvers.formula import Formula
         from bigrad.solvers.interior import Interior
         from bigrad.solvers.pieces import Pieces
@@ -55,10 +62,6 @@ class Auto(AbstractSolver, AbstractGradient):
         from bigrad.solvers.saddle import Saddle
         from bigrad.solvers.sparse import Sparse
 
-        if program.combinatorial:
-            return Cuts(), Cuts().choose(program)[1]
-        if program.inner:
-            return Descent(), Descent().choose(program)[1]
         if program.integers:
             return Global(), f"The leader has integer variables. {Global().choose(program)[1]}"
         if program.saddle is not None:

@@ -10,6 +10,9 @@ from typing import Any
 
 import numpy as np
 
+NAMED = 12
+"""How many of its variables a Solution names where it is asked for another."""
+
 
 class Status(Enum):
     """How a solve ended. The value is a sentence for a person; `ok` says whether there is a usable point."""
@@ -273,7 +276,8 @@ class Solution:
         try:
             return self.values[variable] if variable in self.values else self.prices[variable]
         except KeyError:
-            known = ", ".join(str(v) for v in self.values)
+            known = ", ".join(str(v) for v in list(self.values)[:NAMED])
+            known += f" and {len(self.values) - NAMED} more" if len(self.values) > NAMED else ""
             raise KeyError(
                 f"{type(variable).__name__} '{variable}' is not a variable of this program, which has {known}; "
                 f"nor the dual variable of a lower constraint that involves the follower."

@@ -383,6 +383,30 @@ def test_importing_bigrad_loads_nothing_heavy_and_says_nothing():
     assert done.stderr == ""
 
 
+AGAINST_A_PATH = """
+import sys
+import bigrad as bg
+import torch
+from ortools.sat.python import cp_model
+
+leader = cp_model.CpModel()
+blocked = [leader.new_bool_var(f"blocked{k}") for k in range(4)]
+leader.add(sum(blocked) <= 1)
+game = bg.bilevel(leader, bg.GridPath(2, 2), costs={"w": range(4), "d": list(enumerate(blocked))})
+w, d = torch.ones(4, requires_grad=True), torch.ones(4)
+bg.Layer(game)(w, d)[1].sum().backward()
+assert game.solve({"w": torch.ones(4), "d": d}).status is bg.Status.GLOBAL
+print("cvxpy" in sys.modules)
+"""
+
+
+@pytest.mark.skipif(find_spec("ortools") is None, reason="needs the extra 'ortools'")
+def test_a_combinatorial_program_does_not_wait_for_cvxpy():
+    done = run(AGAINST_A_PATH)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "False"
+
+
 SOLVE_IN_BOTH = """
 import cvxpy as cp
 from ortools.math_opt.python import mathopt

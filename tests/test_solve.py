@@ -572,6 +572,9 @@ def test_a_solution_is_frozen_and_says_what_it_does_not_have():
         solution[cp.Variable(name="z")]
     with pytest.raises(KeyError, match="str 'x' is not a variable"):
         solution["x"]
+    many = dataclasses.replace(solution, values={k: np.zeros(()) for k in range(30)})
+    with pytest.raises(KeyError, match="which has 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11 and 18 more"):
+        many[30]
 
 
 def test_solutions_do_not_share_memory():
