@@ -422,7 +422,7 @@ def test_solvers_work_in_every_order_of_import(order):
     assert done.returncode == 0, done.stderr
 
 
-PAGES = [p for p in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if "```python" in p.read_text("utf-8")]
+PAGES = [p for p in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))) if "```python" in p.read_text("utf-8")]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=[p.name for p in PAGES])

@@ -168,7 +168,7 @@ def draw(result: Robustness, path: Path) -> None:
         panels = below.subplots(len(rows), 10)
         for line, (name, (images, read)) in zip(panels, rows.items(), strict=True):
             for axes, image, answer, truth in zip(line, images, read, result.shown.label, strict=True):
-                axes.imshow(image.detach().reshape(8, 8), cmap="gray_r", vmin=-REACH, vmax=1 + REACH)
+                axes.imshow(image.detach().reshape(8, 8).numpy(), cmap="gray_r", vmin=-REACH, vmax=1 + REACH)
                 axes.set(xticks=[], yticks=[])
                 axes.grid(visible=False)
                 axes.spines[:].set_visible(False)

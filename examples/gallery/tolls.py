@@ -7,8 +7,9 @@ user equilibrium of their congested network: a convex quadratic flow problem (Be
     follower   flow  =  argmin  free' load + |sqrt(slow) * load|^2 / 2 + toll' load(bridge, tunnel)
                         such that  flow of each town arrives,  flow >= 0,  load = flow summed over the towns
 
-Revenue has two humps, for tolls that everybody pays and tolls that only those pay who have no other way. `bigrad.Global` proves which
-is the higher one; a grid of equilibria, solved one by one, agrees. Page: docs/gallery/tolls.md.
+Revenue has several humps, for tolls that everybody pays and tolls that only those pay who have no other way. Raising tolls along
+the gradient stops on a low one. `bigrad.Global` proves which is the highest; a grid of equilibria, solved one by one, agrees.
+Page: docs/gallery/tolls.md.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class Tolls(NamedTuple):
     """What was found. best, low: Solutions for the high and the low cap; tolls: theirs, (2, 2); load: at the best, (roads,).
 
     grid (points,), revenue (points, points): on the grid of bridge and tunnel tolls; path (steps, 2), income (steps,),
-    crossing (steps, 4): along the line through both humps.
+    crossing (steps, 4): along the line through both. climb (climbs + 1, 2), climbed: tolls raised along the gradient, their last revenue.
     """
 
     best: bg.Solution
@@ -71,6 +72,8 @@ class Tolls(NamedTuple):
     path: np.ndarray
     income: np.ndarray
     crossing: np.ndarray
+    climb: np.ndarray
+    climbed: float
 
 
 def network() -> Network:
@@ -98,15 +101,31 @@ def pricing() -> tuple[bg.Program, cp.Parameter, cp.Variable, cp.Variable]:
     return bg.bilevel(leader, drivers, responds=[net.flow]), cap, toll, net.flow
 
 
-def equilibria(tolls: np.ndarray) -> np.ndarray:
-    """The load on every road, (items, roads), for given tolls, (items, 2)."""
+def answering() -> bg.Layer:
+    """The drivers alone, as a layer: tolls to flows."""
     net, toll = network(), cp.Parameter(2, name="toll")
     drivers = cp.Problem(cp.Minimize(net.minutes + toll @ net.load[:2]), net.constraints)
-    layer = bg.Layer(bg.argmin(drivers), parameters=[toll], variables=[net.flow])
-    return layer(torch.as_tensor(tolls))[0].sum(-1).numpy()
+    return bg.Layer(bg.argmin(drivers), parameters=[toll], variables=[net.flow])
 
 
-def run(points: int = 61, steps: int = 241) -> Tolls:
+def equilibria(tolls: np.ndarray) -> np.ndarray:
+    """The load on every road, (items, roads), for given tolls, (items, 2)."""
+    return answering()(torch.as_tensor(tolls))[0].sum(-1).numpy()
+
+
+def ascent(start: tuple[float, float], climbs: int) -> tuple[np.ndarray, float]:
+    """Tolls raised along the gradient of the revenue, through the drivers' layer, by steps that shorten; and the last revenue."""
+    drivers, toll = answering(), torch.tensor(start, dtype=torch.double, requires_grad=True)
+    path = [toll.detach().clone()]
+    for k in range(climbs):
+        revenue = toll @ drivers(toll)[0].sum(-1)[:2]
+        (slope,) = torch.autograd.grad(revenue, toll)
+        toll = (toll.detach() + 0.1 / (1 + k / 10) * slope).requires_grad_()
+        path.append(toll.detach().clone())
+    return torch.stack(path).numpy(), (toll @ drivers(toll)[0].sum(-1)[:2]).item()
+
+
+def run(points: int = 61, steps: int = 241, climbs: int = 300) -> Tolls:
     """Solve for both caps, and the grid and the line by equilibria of given tolls."""
     program, cap, toll, flow = pricing()
     best, low = (program.solve({cap: limit}, solver=bg.Global(), verify=True) for limit in (CAP, LOW_CAP))
@@ -119,7 +138,8 @@ def run(points: int = 61, steps: int = 241) -> Tolls:
     crossing = equilibria(path)[:, :4]
     income = (path * crossing[:, :2]).sum(1)
     tolls = np.stack([low[toll], best[toll]])
-    return Tolls(best, low, tolls, best[flow].sum(1), grid, revenue, path, income, crossing)
+    climb, climbed = ascent((0.5, 0.5), climbs)
+    return Tolls(best, low, tolls, best[flow].sum(1), grid, revenue, path, income, crossing, climb, climbed)
 
 
 def draw(result: Tolls, path: Path) -> None:
@@ -152,7 +172,7 @@ def draw(result: Tolls, path: Path) -> None:
         for name, (x, y) in PLACES.items():
             town.plot(x, y, "o", ms=19, mfc="white", mec="0.3", zorder=3)
             town.text(x, y, name[0] if len(name) > 2 else name, ha="center", va="center", zorder=4)
-        spots = {"bridge": (2.5, 1.5), "tunnel": (2.5, 0.4), "ring road": (2.5, 2.4), "ferry": (2.5, -0.9)}
+        spots = {"bridge": (2.5, 1.5), "tunnel": (2.5, 0.4), "ring road": (2.5, 2.25), "ferry": (2.5, -0.9)}
         for j, (name, (x, y)) in enumerate(spots.items()):
             label = f"{name}, toll {result.tolls[1, j]:.2f}: " if j < 2 else f"{name}: "
             label += f"{abs(result.load[j]):.2f}"
@@ -163,10 +183,12 @@ def draw(result: Tolls, path: Path) -> None:
         shades = chart.contourf(result.grid, result.grid, result.revenue.T.clip(0), range(15))
         figure.colorbar(shades, ax=chart, label="revenue", ticks=range(0, 14, 4))
         chart.plot(*result.path.T, "w--", lw=1)
+        chart.plot(*result.climb.T, "k", lw=1.5)
+        chart.plot(*result.climb[-1], "kX", ms=8)
         chart.plot(*result.tolls[0], "wo", ms=8)
         chart.plot(*result.tolls[1], "w*", ms=14)
         chart.set(xlim=(0, CAP), ylim=(0, CAP), xlabel="toll on the bridge", ylabel="toll on the tunnel")
-        chart.set_title("Revenue over both tolls")
+        chart.set_title("Revenue over both tolls (black: ascent)")
 
         bridge = result.path[:, 0]
         cut.plot(bridge, result.income, "k")
@@ -193,6 +215,10 @@ def main(path: Path = PAGE / "tolls.png", **sizes: int) -> Tolls:
             f"({found.status.name}: at most {found.stats.bound:.4f}; drivers could gain {found.stats.follower_gap:.0e})"
         )
     print(f"best of {result.revenue.size} equilibria on a grid of tolls: {result.revenue.max():.4f}")
+    bridge, tunnel = result.climb[-1]
+    print(
+        f"ascent along the gradient from tolls of 0.5: bridge {bridge:.2f}, tunnel {tunnel:.2f}, revenue {result.climbed:.4f}"
+    )
     draw(result, path)
     print(f"picture: {path}")
     return result
