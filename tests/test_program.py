@@ -31,7 +31,7 @@ X2, Y2 = cp.square(X), cp.square(Y - X)
 
 REFUSED = {
     "a lower variable nobody chooses": (lambda: declare(X2, Y2 + cp.square(Z), [Y]), "'z' appears in the lower problem only"),
-    "only in a lower constraint": (lambda: declare(X2, Y2, [Y], below=[Y <= Z]), "'z' appears in the lower problem only"),
+    "only in a lower constraint": (lambda: declare(X2, Y2, [Y], below=[Y <= Z]), "if the leader chooses it, name it in the upper problem"),
     "a response the follower does not have": (lambda: declare(X2 + Z, Y2, [Y, Z]), "'z' does not appear in the lower problem"),
     "no response": (lambda: declare(X2, Y2, []), "name the variables that the follower chooses"),
     "responses that are no list": (lambda: bg.bilevel(cp.Problem(cp.Minimize(X2)), cp.Problem(cp.Minimize(Y2)), None), "give the list"),

@@ -79,7 +79,7 @@ def sort_roles(
             if v.id not in owner and v.id not in above:
                 raise DeclarationError(
                     f"{names}: variable '{v.name()}' appears in the lower problem{which(k, lower)} only, so it must respond too; add "
-                    "it to responds."
+                    "it to responds. Or, if the leader chooses it, name it in the upper problem, by its bounds for example."
                 )
     own = {d.id: c for c in upper.constraints for d in c.dual_variables}
     leader = [v for v in upper.variables() if v.id not in owner and v.id not in duals]
