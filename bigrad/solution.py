@@ -61,7 +61,8 @@ class Stats:
     known. gap: how far the value may be from the optimum, |value - bound| / (1 + |value|); None without a bound or
     a point. cuts, follower_solves: how often a combinatorial program's search cut and asked the follower; rounding: by how
     much costs rounded to whole numbers may mislead its optimum. cause: what stopped an item that no solver could report
-    on, such as the death of its process, or that its value is approached but not attained; empty otherwise.
+    on, such as the death of its process, that its value is approached but not attained, or that a loss has settled short of
+    its tolerance; empty otherwise.
 
     Of a lower level written in torch: residual is the norm of its gradient (of the projected step over its length, under
     a projection); error a bound on |y - y*|, from that and the strong convexity given to the solver, else None. After the
@@ -288,7 +289,8 @@ class SingularWarning(UserWarning):
 
 
 class SolveWarning(UserWarning):
-    """A further solve that a gradient rule needs failed; the gradients concerned are NaN."""
+    """A solve stopped short of its tolerance, or one that a gradient rule needs failed; the gradients concerned are inexact,
+    or NaN."""
 
 
 class SolveError(BigradError, RuntimeError):
