@@ -112,7 +112,9 @@ class Descent(AbstractSolver):
         elif run.residual > run.goal:
             settled = run.steps < self.steps or _settled(run.losses, _eps(bound) ** 0.5)
             status = Status.INEXACT if settled and self.tol is None else Status.ITERATION_LIMIT
-            cause = f"The gradient's norm is {run.residual:.2e} after {run.steps} steps and {run.goal:.2e} was asked for"
+            cause = (
+                f"The gradient's norm is {run.residual:.2e} after {run.steps} steps and {run.goal:.2e} was asked for"
+            )
             cause += ", but the loss has settled. " if settled else ". "
             cause += SETTLING if settled else FALLING
         follow = Followed(self, start, run.steps, run.ahead)
