@@ -85,7 +85,8 @@ class Inner:
 
     def unflatten(self, y: Tensor) -> Tree:
         """The user's own form of a flat y; views."""
-        parts = [y[p].view(s) for p, s in zip(self.places, self.shapes, strict=True)]
+        flat = y.split([s.numel() for s in self.shapes])  # whose backward pass is one concatenation
+        parts = [t.view(s) for t, s in zip(flat, self.shapes, strict=True)]
         return parts[0] if self.names[0] is None else dict(zip(self.names, parts, strict=True))
 
     def flatten(self, y: Tree, what: str) -> Tensor:

@@ -1,6 +1,8 @@
 """Lower levels that are the training of a network: kinks, half precision, compiled losses, memory, several processes."""
 
 import functools
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -181,3 +183,135 @@ def test_compiled_inner_losses_give_the_gradients_of_those_they_were_made_of(bac
                 found.append(torch.autograd.grad(total, x)[0])
         for one, two in zip(found[:3], found[3:], strict=True):
             torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-6)
+
+
+# Memory
+
+
+MEASURE = '''
+import gc, sys, torch
+import bigrad as bg
+
+def peak(call):
+    """The most bytes that torch's allocator held beyond what there was before."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        call()
+    events = profile.profiler.kineto_results.events()
+    held = most = 0
+    for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        most = max(most, held)
+    return most
+
+size = 200
+first, second = torch.randn(size, size), torch.randn(size, size)
+start = {"first": first / size**0.5, "second": second / size**0.5}
+inputs, targets = torch.randn(8, size), torch.randn(8, size)
+penalty = {name: torch.zeros_like(t).requires_grad_() for name, t in start.items()}
+
+def inner(x, y):
+    fit = ((inputs @ y["first"]).tanh() @ y["second"] - targets).square().mean()
+    return fit + 0.5 * sum((x[name].exp() * y[name].square()).sum() for name in y)
+
+def backward():
+    y = {name: t.clone().requires_grad_() for name, t in start.items()}
+    torch.autograd.grad(inner({k: t.detach() for k, t in penalty.items()}, y), list(y.values()))
+
+program = bg.argmin(inner, responds=start)
+
+def hypergradient(rule, steps):
+    solver = bg.Descent(bg.GradientDescent(0.3), steps=steps, tol=0)
+    y = bg.Layer(program, solver=solver, gradient=rule)(penalty)
+    torch.autograd.grad(sum(t.square().sum() for t in y.values()), list(penalty.values()))
+
+one = peak(backward)
+for rule in (bg.Implicit(bg.CG(tol=0, steps=5)), bg.EqProp(1e-2)):
+    hypergradient(rule, 2)
+    print(*(peak(lambda: hypergradient(rule, steps)) / one for steps in (3, 15)))
+'''
+
+
+def test_memory_is_within_four_backward_passes_whatever_the_inner_steps():
+    """In a process of its own, where nothing else allocates."""
+    done = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    for few, many in (map(float, line.split()) for line in done.stdout.splitlines() if line[:1].isdigit()):
+        assert 1 < few < 4
+        assert many <= 1.01 * few
+    assert len(done.stdout.split()) >= 4
+
+
+# Several processes
+
+
+class Sum(torch.autograd.Function):
+    """Of every process's own tensor; the same in all of them, and so is what comes back to it."""
+
+    @staticmethod
+    def forward(ctx, own):
+        total = own.clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, shared):
+        return Copy.apply(shared)
+
+
+class Copy(torch.autograd.Function):
+    """For every process's own use of a tensor that is the same in all of them; what comes back is summed."""
+
+    @staticmethod
+    def forward(ctx, shared):
+        return shared.clone()
+
+    @staticmethod
+    def backward(ctx, own):
+        return Sum.apply(own)
+
+
+def same(t):
+    return t
+
+
+def hypergradients(part, total=same, copy=same):
+    """By every rule, of a network's penalty and of what its outputs are scaled by, from a part of the items."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 1)).double()
+    inputs, targets = torch.randn(2, 20, 4, dtype=DOUBLE), torch.randn(2, 20, 1, dtype=DOUBLE)
+    start, found = {name: p.detach() for name, p in model.named_parameters()}, []
+
+    def fit(x, y, fold):
+        own = {name: copy(t) for name, t in y.items()}
+        scaled = copy(x)[1] * functional_call(model, own, inputs[fold, part])
+        return total((scaled - targets[fold, part]).square().sum())
+
+    def inner(x, y):
+        return fit(x, y, 0) + x[0].exp() * squares(y)
+
+    for rule in (bg.Implicit(bg.CG(tol=1e-10)), bg.EqProp(1e-4), bg.Unrolled()):
+        unrolled = isinstance(rule, bg.Unrolled)
+        solver = bg.Descent(bg.GradientDescent(0.01), steps=20, tol=0) if unrolled else bg.Descent(tol=1e-8)
+        x = torch.tensor([0.0, 1.0], dtype=DOUBLE, requires_grad=True)
+        y = bg.Layer(bg.argmin(inner, start), solver=solver, gradient=rule)(x)
+        found.append(torch.autograd.grad(fit(x, y, 1), x)[0])
+    return torch.stack(found)
+
+
+def work(rank, world, folder):
+    """One of several processes, with its own part of the items."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
+    torch.save(hypergradients(slice(rank, None, world), Sum.apply, Copy.apply), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without it")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # torch's own, in its launcher
+def test_two_processes_with_half_of_the_items_each_give_the_hypergradient_of_one(tmp_path):
+    torch.multiprocessing.spawn(work, (2, str(tmp_path)), nprocs=2)
+    alone = hypergradients(slice(None))
+    for rank in range(2):
+        torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), alone, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(alone[0], alone[1], rtol=1e-4, atol=1e-6)

@@ -170,6 +170,7 @@ class Descent(AbstractSolver):
                 elif fine or not residual < np.inf:
                     return Run(point, losses, residual, goal, k, True)
             state = method.step(state, point, slope, bound.inner)
+            del point, slope  # two vectors less while the next are made
         value, slope = bound.slope(state[0], push)
         residual = _residual(bound, state[0], slope, method.length)
         return Run(state[0], [*losses, float(value)], residual, goal, self.steps, False)
