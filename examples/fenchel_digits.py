@@ -127,6 +127,7 @@ def picture(path: Path, apart: Tensor, runs: dict[str, Tensor]) -> None:
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.loglog(BETAS, apart.T.clamp(min=1e-17), "o", color="C0", alpha=0.5)
+    left.text(0.02, 0.1, "below: exactly equal", transform=left.transAxes)
     left.set(xlabel="beta", ylabel="relative distance from autograd", title="Gradients of one batch, one dot a seed")
     for (name, run), style in zip(runs.items(), ("k-", "C0-", "C1-", "C3-", "k--", "C2--"), strict=True):
         wrong, epochs = 100 - run, range(1, run.shape[1] + 1)

@@ -189,7 +189,6 @@ def picture(path: Path, results: dict[str, dict[str, Tensor]], learnt: dict[str,
             xlabel="held-out loss / that of the grid",
             title=task,
         )
-        above.set_xscale("log")
         middle = learnt[task].median(0).values
         order = middle.argsort()
         below.vlines(range(len(order)), *(learnt[task].quantile(q, 0)[order] for q in (0.1, 0.9)), color="0.7")

@@ -3,7 +3,8 @@
     OMP_NUM_THREADS=1 python tests/benchmarks/bench_scale.py
 
 The lower level is a network of tanh units with a penalty for each weight; the penalties' logarithms are what is learnt outside.
-Every library takes the same ten gradient steps and the same number of steps of conjugate gradients, from the same start, in float32; times are the processor's. Peers:
+Every library takes the same ten gradient steps and the same number of steps of conjugate gradients, from the same start, in float32;
+times are the processor's. Peers:
 `pip install torchopt==0.7.3 betty-ml==0.1.1`; betty is called at its function for CG, without its engine (in 0.1.1 it updates its
 direction by the last residual but one, hence another answer; the work is the same). Memory is the most that torch's allocator held
 beyond what there was before the call, by torch's own profiler: before it there are the data, the penalties, the start, and bigrad's
