@@ -6,7 +6,9 @@ its own shape, a tensor or a dict of tensors, as views. One call of a layer bind
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Protocol
@@ -83,7 +85,8 @@ class Inner:
 
     def unflatten(self, y: Tensor) -> Tree:
         """The user's own form of a flat y; views."""
-        parts = [y[p].view(s) for p, s in zip(self.places, self.shapes, strict=True)]
+        flat = y.split([s.numel() for s in self.shapes])  # whose backward pass is one concatenation
+        parts = [t.view(s) for t, s in zip(flat, self.shapes, strict=True)]
         return parts[0] if self.names[0] is None else dict(zip(self.names, parts, strict=True))
 
     def flatten(self, y: Tree, what: str) -> Tensor:
@@ -193,7 +196,8 @@ class Bound:
 
     def gradient(self, y: Tensor, leaves: Sequence[Tensor], *, follow: bool = False) -> tuple[Tensor, Tensor]:
         """(g, its gradient in y), y in the graph; follow: in the graph themselves."""
-        loss = self.energy(y, leaves)
+        with _eager() if follow else nullcontext():
+            loss = self.energy(y, leaves)
         slope = torch.autograd.grad(loss, y, create_graph=follow, allow_unused=True)[0] if loss.requires_grad else None
         if slope is None:
             raise InputError(
@@ -204,8 +208,9 @@ class Bound:
 
     def curved(self, y: Tensor, leaves: Sequence[Tensor]) -> Tensor:
         """The gradient at y in the graph of y and leaves, made sure to be differentiable: InputError where torch would take
-        it for constant without a word, after a backward marked `once_differentiable` or made by torch.compile."""
-        loss = self.energy(y, leaves)
+        it for constant without a word, after a backward marked `once_differentiable`. Compiled parts run as they were written."""
+        with _eager():
+            loss = self.energy(y, leaves)
         if not loss.requires_grad:
             return self.gradient(y, leaves, follow=True)[1]  # which says what is wrong
         seed = torch.ones_like(loss).requires_grad_()  # such a backward leaves a mark if its own input wants a gradient
@@ -251,6 +256,12 @@ def pulled(
         found = torch.autograd.grad(value, own, weight, retain_graph=keep, allow_unused=True)
     filled = iter([torch.zeros_like(t) if g is None else g for g, t in zip(found, own, strict=True)])
     return tuple(next(filled) if w else None for w in wanted)
+
+
+def _eager() -> AbstractContextManager[Any]:
+    """Where functions made by torch.compile, whose backward pass has no derivative, run as they were written."""
+    made = "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance")  # since torch 2.6
+    return torch.compiler.set_stance("force_eager") if made else nullcontext()
 
 
 class Follow(Protocol):

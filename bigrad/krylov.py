@@ -83,10 +83,13 @@ class CG(AbstractLinear):
 
     def solve(self, matvec: Product, b: Tensor) -> Solved:
         """See AbstractLinear.solve."""
+        import torch
+
         goal, most = _goal(self.tol, self.atol, b), self.steps or min(2 * len(b) + 10, MOST)
         x, r = b.new_zeros(b.shape), b.clone()
         p, square, taken = r.clone(), float(r @ r), 0
-        while taken < most and square**0.5 > goal:
+        least = max(goal, torch.finfo(b.dtype).eps ** 2 * square**0.5)  # below that no step changes x
+        while taken < most and square**0.5 > least:
             product = matvec(p)
             bend, taken = float(p @ product), taken + 1
             if bend <= 0:
@@ -99,6 +102,7 @@ class CG(AbstractLinear):
             step = square / bend
             x.add_(p, alpha=step)
             r.sub_(product, alpha=step)
+            del product  # a vector less while the next is made
             square, old = float(r @ r), square
             p.mul_(square / old).add_(r)
         return _done(self, x, square**0.5, goal, taken, self.tol)

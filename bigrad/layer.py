@@ -5,6 +5,7 @@ Shapes, batches, devices and failures are settled here; the mathematics is not.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -28,7 +29,7 @@ from bigrad.handles import same
 from bigrad.memory import Recall
 from bigrad.parallel import single_torch
 from bigrad.program import Input, Program, Unknown
-from bigrad.solution import CapabilityError, InputError, Outcome, Point, Solution, SolveError
+from bigrad.solution import CapabilityError, InputError, Outcome, Point, Solution, SolveError, SolveWarning
 from bigrad.solvers.base import AbstractSolver, batch_size
 from bigrad.solvers.descent import Descent
 from bigrad.solvers.methods import AbstractMethod
@@ -149,6 +150,9 @@ class Layer(nn.Module):
         bound, outcome = self._descended(values, warm_start)
         if self.on_failure == "raise" and not outcome.ok.all():
             raise _failure(outcome, False)
+        if outcome.ok.all() and outcome.cause is not None and outcome.cause[0]:
+            why = "The lower level is not minimised to its tolerance; its loss has settled, and stats.cause has what was reached."
+            warnings.warn(f"{why} See bigrad.Descent.", SolveWarning, stacklevel=4)
         assert bound.bound is not None
         assert not isinstance(self.rule, Joint)
         w, leaves = outcome.z, bound.bound.leaves

@@ -75,8 +75,8 @@ class Stats:
         cuts: how often a combinatorial program's search cut.
         follower_solves: how often it asked the follower.
         rounding: by how much costs rounded to whole numbers may mislead its optimum.
-        cause: what stopped an item that no solver could report on, such as the death of its process, or that its value is
-            approached but not attained; empty otherwise.
+        cause: what stopped an item that no solver could report on, such as the death of its process, that its value is
+            approached but not attained, or that a loss has settled short of its tolerance; empty otherwise.
         error: of a lower level written in torch, a bound on |y - y*|, from the residual and the strong convexity given to
             the solver; else None.
         adjoint_residual: after the backward pass, how well |H q - dL/dy| was solved; None where nobody measured.
@@ -305,8 +305,8 @@ class SingularWarning(UserWarning):
 
 
 class SolveWarning(UserWarning):
-    """A further solve that a gradient rule needs failed, and the gradients concerned are NaN; or stopped short, and they are
-    inexact."""
+    """A solve stopped short of its tolerance, or one that a gradient rule needs failed; the gradients concerned are inexact,
+    or NaN."""
 
 
 class SolveError(BigradError, RuntimeError):

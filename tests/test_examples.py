@@ -205,3 +205,81 @@ def test_digits_learns_both_decisions_where_a_single_level_cannot(digits, tmp_pa
     both = {name: float(score[0].both) for name, score in scores.items()}
     assert both["Fenchel-Young"] > both["single level, as a game"]
     assert both["Fenchel-Young"] > both["single level"]
+
+
+@pytest.fixture(scope="module")
+def fenchel() -> ModuleType:
+    return load("fenchel_digits")
+
+
+@pytest.mark.slow
+def test_fenchel_prints_its_tables_and_trains_within_a_point_of_back_propagation(fenchel, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    right = fenchel.main(seeds=3, epochs=10, folder=tmp_path)
+    printed = capsys.readouterr().out
+    assert "1200 digits to train on, 597 held out, 10 epochs" in printed
+    for name, found in right.items():
+        assert f"\n{name} " in printed
+        own = right[f"back-propagation, {'Hardtanh' if 'Hardtanh' in name else 'ReLU'}"]
+        assert float((found - own).mean()) > -1
+        assert float(found.mean()) > 90
+    assert (tmp_path / "fenchel_digits.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_fenchel_gradients_equal_autograd_while_no_kink_is_crossed(fenchel):
+    for seed in range(3):
+        apart = fenchel.distances(fenchel.digits(seed), seed, betas=(1e-6, 1e-4, 1.0))
+        assert apart[:2].max() <= 1e-12
+        assert apart[2] > 1e-2
+
+
+@pytest.fixture(scope="module")
+def regularisation() -> ModuleType:
+    return load("regularisation")
+
+
+@pytest.mark.slow
+def test_regularisation_prints_its_tables_and_saves_its_picture(regularisation, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    results = regularisation.main(splits=2, folder=tmp_path)
+    printed = capsys.readouterr().out
+    assert "295 known and 147 held-out items" in printed
+    assert "380 known and 189 held-out items" in printed
+    for rows in results.values():
+        assert all(f"\n{name} " in printed for name in rows)
+        assert (rows["one penalty, by grid"] < rows["next to no penalty"]).all()
+    diabetes = results["diabetes"]
+    assert (diabetes["one a group, by hypergradient"] <= diabetes["one penalty, by grid"]).all()
+    assert (tmp_path / "regularisation.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["diabetes", "breast cancer"])
+def test_regularisation_fits_as_scikit_learn_does_and_its_hypergradient_is_a_slope(regularisation, task):
+    from sklearn.linear_model import LogisticRegression, Ridge
+
+    load_data, held_out, _ = regularisation.TASKS[task]
+    known, _ = regularisation.split(load_data(), 0, held_out)
+    penalty, columns, items = 0.1, known.inputs.shape[1], len(known.inputs)
+    shown = torch.ones(1, items, dtype=torch.float64)
+    x = torch.tensor(penalty, dtype=torch.float64).log()
+    y = regularisation.layer(1, columns)(x, known, shown)[0]
+    inputs, targets = known.inputs[:, :-1].numpy(), known.targets.numpy()
+    if known.labels:
+        model = LogisticRegression(C=1 / (items * penalty), tol=1e-10, max_iter=10_000).fit(inputs, targets)
+    else:
+        model = Ridge(items * penalty).fit(inputs, targets)
+    np.testing.assert_allclose(y[:-1], model.coef_.ravel(), atol=1e-4)
+
+    folds, weights = regularisation.folds(items), regularisation.layer(regularisation.FOLDS, columns)
+
+    def validated(x: torch.Tensor) -> torch.Tensor:
+        return (regularisation.losses(weights(x, known, folds), known) * (1 - folds)).sum()
+
+    x = x.expand(columns - 1).clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(validated(x), x)
+    direction = torch.linspace(-1, 1, columns - 1, dtype=torch.float64).cos()
+    with torch.no_grad():
+        ahead, behind = (validated(x + s * direction) for s in (1e-3, -1e-3))
+    np.testing.assert_allclose(gradient @ direction, (ahead - behind) / 2e-3, rtol=1e-3)

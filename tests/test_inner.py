@@ -691,18 +691,6 @@ def test_low_precision_works_with_its_own_tolerances(dtype, rule):
     torch.testing.assert_close(x.grad.float(), torch.ones(3), rtol=0.1, atol=0)
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # the compiler's own
-def test_a_compiled_inner_loss_works_with_first_derivatives_and_says_that_it_has_no_second():
-    inner = torch.compile(lambda x, y: ((y - x) ** 2).sum())
-    program, x = bg.argmin(inner, ZERO), ONE.clone().requires_grad_()
-    for rule in (bg.Implicit(products=bg.Differences()), bg.EqProp()):
-        found = torch.autograd.grad(bg.Layer(program, gradient=rule)(x).sum(), x)[0]
-        torch.testing.assert_close(found, ONE, rtol=1e-6, atol=0)
-    with pytest.raises(bg.InputError, match="twice"):
-        bg.Layer(program)(x).sum().backward()
-
-
 # Memory
 
 

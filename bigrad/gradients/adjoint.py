@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 from bigrad.gradients.bounds import ErrorBound
 from bigrad.gradients.products import AbstractProducts, Exact, Grads
-from bigrad.krylov import CG, GMRES, AbstractLinear
+from bigrad.krylov import CG, GMRES, MINRES, AbstractLinear, Product, Solved
 from bigrad.program import Program
-from bigrad.solution import Outcome, SolveWarning
+from bigrad.solution import Outcome, SolveError, SolveWarning
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,7 +49,7 @@ def adjoint(
             bent = inner.bent(y, slope, p) if inner.constrained and not inner.flat_faces else 0.0
             return inner.along(y, slope, second.hessian(p) + bent)
 
-        solved = (linear or CG()).solve(product, inner.along(y, slope, v))
+        solved = _symmetric(linear, product, inner.along(y, slope, v))
         q = solved.x
     else:
         place = (y - slope).detach().requires_grad_()
@@ -75,6 +75,18 @@ def adjoint(
     if solved.cause:
         warnings.warn(f"The hypergradient is inexact: {solved.cause}", SolveWarning, stacklevel=2)
     return second.mixed(-q)
+
+
+def _symmetric(linear: AbstractLinear | None, product: Product, v: Tensor) -> Solved:
+    """By the linear solver asked for; without one by CG, and by MINRES, with a warning, where that meets negative curvature."""
+    if linear is not None:
+        return linear.solve(product, v)
+    try:
+        return CG().solve(product, v)
+    except SolveError:
+        why = "the Hessian has negative curvature, so the point is no strict minimum of the inner loss, and CG() gave way to MINRES()."
+        warnings.warn(f"The hypergradient is that of a stationary point: {why}", SolveWarning, stacklevel=4)
+        return MINRES().solve(product, v)
 
 
 def first_order(following: bool) -> None:

@@ -54,7 +54,8 @@ class Implicit(AbstractGradient):
     Choose it whenever the program has optimality conditions (every CVXPY program). Cost: one batched symmetric solve.
 
     A torch function that is minimised has them too, there to first order: linear solves with its Hessian, `CG()`,
-    `MINRES()`, `GMRES()`, `Neumann(…)` or `T1T2()` (None: CG, or GMRES under a projection that is a plain function).
+    `MINRES()`, `GMRES()`, `Neumann(…)` or `T1T2()`. None: CG, or MINRES with a SolveWarning where that meets negative curvature;
+    GMRES under a projection that is a plain function.
     products: how its products are made, `Exact()` or `Differences()`. bound: asks for a bound on the error. Memory does not
     grow with the solver's steps.
     """

@@ -26,8 +26,14 @@ if TYPE_CHECKING:
 
 NUDGE = 1e-6
 """A nudged solve goes on until its residual is this share of the nudge, or the root of the precision's epsilon."""
+SETTLED = 1e-2
+"""A loss has settled where the last tenth of the steps changed it by no more than this share of its whole fall."""
 
-
+SETTLING = (
+    "At a kink, as of a ReLU, no gradient is small, and its derivative is that of one side; elsewhere raise steps or the precision, or "
+    "choose another method. tol=0 takes any answer, tol=None a settled one, another tol neither."
+)
+FALLING = "Raise steps or tol of Descent, choose another method, or set tol=0 to take just these steps."
 Optimisers = Callable[[Iterable[Any]], Any]
 """Parameters to a torch optimiser: functools.partial(torch.optim.Adam, lr=1e-2)."""
 
@@ -38,9 +44,14 @@ class Descent(AbstractSolver):
     torch optimiser of parameters, such as `functools.partial(torch.optim.Adam, lr=1e-2)`.
 
     tol: the largest |y - y*| that is accepted, where mu, the strong convexity of the inner loss, is given; without mu the
-    largest norm of its gradient. None is the precision's own: |gradient| at most the square root of its epsilon times (1 +
-    what it was at the start). What has not come there in `steps` steps has failed: ITERATION_LIMIT. tol=0 takes exactly
+    largest norm of its gradient. What has not come there in `steps` steps has failed: ITERATION_LIMIT. tol=0 takes exactly
     `steps` steps, and an answer that is not minimal is INEXACT then. A projection is applied after each step.
+
+    None asks for the best that can be reached: |gradient| at most the square root of the precision's epsilon times (1 + what
+    it was at the start), or a loss that has settled: no step lowers it any more, or the last tenth of the steps changed it by
+    at most 1 % of all that it fell, or by that root times (1 + |loss|). A settled loss is INEXACT, stats.cause says so, and a layer
+    warns; one that still falls when steps run out has failed. A minimum of a ReLU network mostly lies on a kink, where no
+    gradient is small: it can only settle.
     """
 
     method: AbstractMethod | LBFGS | Optimisers = field(default_factory=LBFGS)
@@ -88,21 +99,26 @@ class Descent(AbstractSolver):
         start = bound.inner.project(start)
         run = self._run(bound, start, None, None)
         status, cause = Status.LOCAL, ""
-        if run.residual != run.residual or not run.value < np.inf or run.residual == np.inf:
+        if run.residual != run.residual or not run.losses[-1] < np.inf or run.residual == np.inf:
             status = Status.FAILED
-            cause = f"The inner loss is {run.value} and its gradient's norm {run.residual} at step {run.steps}"
+            cause = f"The inner loss is {run.losses[-1]} and its gradient's norm {run.residual} at step {run.steps}"
             cause += (
                 ", the start."
                 if run.steps == 0
                 else ": take a smaller step_size, or LBFGS(), and look for 0 / 0, log(0) or sqrt'(0)."
             )
+        elif run.residual > run.goal and self.tol == 0:
+            status = Status.INEXACT
         elif run.residual > run.goal:
-            status = Status.INEXACT if self.tol == 0 else Status.ITERATION_LIMIT
-            cause = f"The gradient's norm is {run.residual:.2e} after {run.steps} steps and {run.goal:.2e} was asked for: raise steps or "
-            cause += "tol of Descent, choose another method, or set tol=0 to take just these steps."
+            settled = run.steps < self.steps or _settled(run.losses, _eps(bound) ** 0.5)
+            status = Status.INEXACT if settled and self.tol is None else Status.ITERATION_LIMIT
+            cause = (
+                f"The gradient's norm is {run.residual:.2e} after {run.steps} steps and {run.goal:.2e} was asked for"
+            )
+            cause += ", but the loss has settled. " if settled else ". "
+            cause += SETTLING if settled else FALLING
         follow = Followed(self, start, run.steps, run.ahead)
-        cause = "" if status.ok else cause
-        return _outcome(run.y, status, run.value, run.residual, run.steps, began, cause, follow)
+        return _outcome(run.y, status, run.losses[-1], run.residual, run.steps, began, cause, follow)
 
     def error(self, bound: Bound, residual: float) -> float | None:
         """The bound on |y - y*| that a residual proves; None where mu is not known, or L under a projection."""
@@ -134,10 +150,12 @@ class Descent(AbstractSolver):
 
     def _steps(self, method: AbstractMethod, bound: Bound, y: Tensor, push: Tensor | None, own: float | None) -> Run:
         state, goal = method.first(y), np.inf
+        losses: list[float] = []
         for k in range(self.steps):
             point = method.at(state)
             value, slope = bound.slope(point, push)
             if self.tol != 0 or k == 0:
+                losses.append(float(value))
                 residual = _residual(bound, point, slope, method.length)
                 goal = self._goal(bound, residual, own) if k == 0 else goal
                 fine = self.tol != 0 and residual <= goal
@@ -148,26 +166,28 @@ class Descent(AbstractSolver):
                     value, beyond = bound.slope(behind, push)
                     there = _residual(bound, behind, beyond, method.length)
                     if there <= goal:
-                        return Run(behind, float(value), there, goal, k + 1, False)
+                        return Run(behind, [*losses, float(value)], there, goal, k + 1, False)
                 elif fine or not residual < np.inf:
-                    return Run(point, float(value), residual, goal, k, True)
+                    return Run(point, losses, residual, goal, k, True)
             state = method.step(state, point, slope, bound.inner)
+            del point, slope  # two vectors less while the next are made
         value, slope = bound.slope(state[0], push)
         residual = _residual(bound, state[0], slope, method.length)
-        return Run(state[0], float(value), residual, goal, self.steps, False)
+        return Run(state[0], [*losses, float(value)], residual, goal, self.steps, False)
 
     def _quasi(self, method: LBFGS, bound: Bound, y: Tensor, push: Tensor | None, own: float | None) -> Run:
         value, slope = bound.slope(y, push)
         goal = self._goal(bound, float(slope.norm()), own)
         least = 0.0 if self.tol == 0 else goal
-        y, value, slope, taken = method.minimise(lambda at: bound.slope(at, push), y, value, slope, self.steps, least)
-        return Run(y, float(value), float(slope.norm()), goal, taken, False)
+        y, losses, slope = method.minimise(lambda at: bound.slope(at, push), y, value, slope, self.steps, least)
+        return Run(y, losses, float(slope.norm()), goal, len(losses) - 1, False)
 
     def _optimise(self, make: Optimisers, bound: Bound, y: Tensor, push: Tensor | None, own: float | None) -> Run:
         import torch
 
         y = y.detach().clone().requires_grad_()
         optimiser, goal = make([y]), np.inf
+        losses: list[float] = []
 
         def closure() -> Tensor:
             value, y.grad = bound.slope(y, push)
@@ -175,6 +195,7 @@ class Descent(AbstractSolver):
 
         for k in range(self.steps + 1):
             value, slope = bound.slope(y, push)
+            losses.append(float(value))
             residual = _residual(bound, y.detach(), slope, 1.0)
             goal = self._goal(bound, residual, own) if k == 0 else goal
             if k == self.steps or not residual < np.inf or (self.tol != 0 and residual <= goal):
@@ -184,15 +205,16 @@ class Descent(AbstractSolver):
             if bound.inner.constrained:
                 with torch.no_grad():
                     y.copy_(bound.inner.project(y.detach()))
-        return Run(y.detach(), float(value), residual, goal, k, False)
+        return Run(y.detach(), losses, residual, goal, k, False)
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """Where a minimisation ended. ahead: y is where the gradient was asked for, not the method's own y."""
+    """Where a minimisation ended. losses: on the way, y's the last. ahead: y is where the gradient was asked for, not the
+    method's own y."""
 
     y: Tensor
-    value: float
+    losses: list[float]
     residual: float
     goal: float
     steps: int
@@ -242,6 +264,12 @@ def _eps(bound: Bound) -> float:
     import torch
 
     return float(torch.finfo(bound.inner.start.dtype).eps)
+
+
+def _settled(losses: list[float], share: float) -> bool:
+    """Whether the last tenth of the steps changed next to nothing."""
+    last, fell, level = losses[-1 - -(-len(losses) // 10) :], losses[0] - losses[-1], share * (1 + abs(losses[-1]))
+    return fell >= -level and max(last) - min(last) <= max(SETTLED * fell, level)
 
 
 def _residual(bound: Bound, y: Tensor, slope: Tensor, length: float) -> float:

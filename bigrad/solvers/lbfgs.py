@@ -38,25 +38,28 @@ class LBFGS:
 
     def minimise(
         self, of: Slope, y: Tensor, value: Tensor, slope: Tensor, steps: int, goal: float
-    ) -> tuple[Tensor, Tensor, Tensor, int]:
-        """(y, g, its gradient, steps taken), the gradient's norm at most goal unless steps ran out or none was found."""
+    ) -> tuple[Tensor, list[float], Tensor]:
+        """(y, g before the first step and after each, its gradient), the gradient's norm at most goal unless steps ran out or
+        none was found."""
         pairs: deque[tuple[Tensor, Tensor, float]] = deque(maxlen=self.memory)
-        for k in range(steps):
+        losses = [float(value)]
+        for _ in range(steps):
             size = float(slope.norm())
             if not goal < size < float("inf"):
-                return y, value, slope, k
+                break
             found = _search(of, y, value, slope, self._direction(pairs, slope), 1.0 if pairs else min(1.0, 1 / size))
             if found is None and pairs:  # what it remembers misleads it: begin afresh
                 pairs.clear()
                 found = _search(of, y, value, slope, -slope, min(1.0, 1 / size))
             if found is None:
-                return y, value, slope, k
+                break
             ahead, value, after = found
+            losses.append(float(value))
             move, turn = ahead - y, after - slope
             if (bend := float(move @ turn)) > 0:
                 pairs.append((move, turn, bend))
             y, slope = ahead, after
-        return y, value, slope, steps
+        return y, losses, slope
 
     @staticmethod
     def _direction(pairs: deque[tuple[Tensor, Tensor, float]], slope: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 State = tuple["Tensor", "Tensor", float]
-"""y, y one step earlier, and a number of the method's own."""
+"""y, y one step earlier for a method that needs it, and a number of its own."""
 
 
 class AbstractMethod(ABC):
@@ -86,7 +86,8 @@ class GradientDescent(AbstractMethod):
 
     def step(self, state: State, point: Tensor, slope: Tensor, inner: Inner) -> State:
         """See AbstractMethod.step."""
-        return inner.project(point - self.step_size * slope), point, 0.0
+        y = inner.project(point.sub(slope, alpha=self.step_size))
+        return y, y, 0.0
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ class HeavyBall(AbstractMethod):
 
     def step(self, state: State, point: Tensor, slope: Tensor, inner: Inner) -> State:
         """See AbstractMethod.step."""
-        moved = point - self.step_size * slope + self.momentum * (point - state[1])
+        moved = point.sub(slope, alpha=self.step_size).add(point - state[1], alpha=self.momentum)
         return inner.project(moved), point, 0.0
 
 
@@ -164,4 +165,4 @@ class FISTA(AbstractMethod):
 
     def step(self, state: State, point: Tensor, slope: Tensor, inner: Inner) -> State:
         """See AbstractMethod.step."""
-        return inner.project(point - slope / self.L), state[0], self._next(state[2])
+        return inner.project(point.sub(slope, alpha=1 / self.L)), state[0], self._next(state[2])
