@@ -66,8 +66,9 @@ class Stats:
     Of a lower level written in torch: residual is the norm of its gradient (of the projected step over its length, under
     a projection); error a bound on |y - y*|, from that and the strong convexity given to the solver, else None. After the
     backward pass, adjoint_residual and adjoint_steps tell how well |H q - dL/dy| was solved, None where nobody measured;
-    gradient_bound is the bound on the gradient's error that an ErrorBound was asked for, bound_estimated whether a
-    constant in it is an estimate.
+    gradient_bound is the bound on the gradient's error that an ErrorBound was asked for, gradient_bound_before the one
+    that tolerances or numbers of steps had promised, None where they promise none, bound_estimated whether a constant
+    in them is an estimate.
     """
 
     solver: str = ""
@@ -93,6 +94,7 @@ class Stats:
     adjoint_residual: float | None = None
     adjoint_steps: int = 0
     gradient_bound: float | None = None
+    gradient_bound_before: float | None = None
     bound_estimated: bool = False
 
     def with_gap(self, gap: float) -> Stats:
