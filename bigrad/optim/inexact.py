@@ -316,7 +316,8 @@ def _loss(upper: Upper, calls: _Calls) -> Tensor:
         raise InputError(f"MAID.step: the closure returned {shape}; needs a scalar tensor, the upper loss.")
     if not loss.requires_grad:
         raise InputError("MAID.step: the closure returned a loss without a graph; is it detached, or under no_grad?")
-    return loss.reshape(())
+    with torch.enable_grad():
+        return loss.reshape(())
 
 
 def _grad(loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:

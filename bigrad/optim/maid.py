@@ -125,9 +125,9 @@ class MAID(torch.optim.Optimizer):
             raise InputError(f"MAID(layer={layer!r:.60}): give the bigrad.Layer of the lower level.")
         accuracy = tolerance if adjoint_tolerance is None else adjoint_tolerance
         positive("MAID", tolerance=tolerance, adjoint_tolerance=accuracy, grow=grow, extend=extend)
-        below = {"eta": eta, "shrink": shrink, "backtrack": backtrack}
+        below = {"eta": eta, "shrink": 1.0 if shrink == grow == 1 else shrink, "backtrack": backtrack}
         for name, value in below.items():
-            if not 0 < value < 1:
+            if not (0 < value < 1 or name == "shrink" and shrink == grow == 1):
                 raise InputError(f"MAID({name}={value!r}): give a number between 0 and 1.")
         if grow < 1 or extend < 1 or not 0 <= tol < math.inf or min(trials, rounds) < 1:
             raise InputError(
@@ -214,7 +214,7 @@ class _Search:
             )
             self.seen, self.levels, self.tolerances = seen, seen.value.levels, seen.tolerances
             enough, long = (1 - owner.eta) * self._turn(seen), norm(self._scaled(seen))
-            if seen.bound * long <= enough or norm(seen.gradient) + seen.bound <= owner.tol:
+            if owner.shrink == 1 or seen.bound * long <= enough or norm(seen.gradient) + seen.bound <= owner.tol:
                 return seen
             if seen.finest and seen.adjoint_bound * long > enough:
                 raise SolveError(
