@@ -165,7 +165,7 @@ def test_tolerances_held_stall_where_they_are_too_coarse():
             break
         assert float(p.exact(p.x.detach())) < before
     assert step.status is bg.Progress.STALLED
-    assert step.trials == 21
+    assert step.trials <= 21
     assert (step.tolerance, step.step) == (0.1, 0.0)
     assert torch.equal(p.x, x)
     assert optimiser.param_groups[0]["lr"] == lr

@@ -206,7 +206,7 @@ class _Search:
         return self._settled(status, self.seen, self.seen.value, cause)
 
     def _steep(self) -> Slope:
-        """The gradient, at tolerances fine enough that it descends or is stationary."""
+        """The gradient, at tolerances fine enough that it descends or is stationary, and a first step could be seen to."""
         owner = self.owner
         while True:
             seen = owner.inexact.slope(
@@ -214,7 +214,8 @@ class _Search:
             )
             self.seen, self.levels, self.tolerances = seen, seen.value.levels, seen.tolerances
             enough, long = (1 - owner.eta) * self._turn(seen), norm(self._scaled(seen))
-            if owner.shrink == 1 or seen.bound * long <= enough or norm(seen.gradient) + seen.bound <= owner.tol:
+            sharp = seen.bound * long <= enough and 2 * seen.value.error <= self._turn(seen)
+            if owner.shrink == 1 or sharp or norm(seen.gradient) + seen.bound <= owner.tol:
                 return seen
             if seen.finest and seen.adjoint_bound * long > enough:
                 raise SolveError(
@@ -232,6 +233,8 @@ class _Search:
         try:
             for k in range(trials):
                 share = owner.backtrack**k
+                if share * turn <= 2 * seen.value.error:  # no step so short can be seen to descend
+                    break
                 self.trials += 1
                 for p, old, move in zip(self.params, before, moves, strict=True):
                     p.copy_(old - share * move)
