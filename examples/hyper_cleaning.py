@@ -245,15 +245,15 @@ def draw(path: Path, anchors: dict[str, Tensor], runs: dict[str, list[Run]], tas
     left, right = figure.subplots(1, 2)
     names, places = list(runs), range(len(runs))
     for (name, found), style in zip(anchors.items(), ("r--", "k:", "g--"), strict=True):
-        left.axhline(float(found.mean()), c=style[0], ls=style[1:], lw=1.5, zorder=0)
-        left.text(len(names) - 0.45, float(found.mean()), name, color=style[0], va="bottom")
+        left.axhline(float(found.mean()), c=style[0], ls=style[1:], lw=1.5, zorder=0, label=f"trained on: {name}")
     for k, found in enumerate(runs.values()):
         values = torch.tensor([run.accuracy for run in found])
         left.plot([k] * len(values), values, "o", color="0.7", ms=5)
         left.plot(k, float(values.mean()), "o", color="C0", ms=9)
-    left.set(xticks=places, xlim=(-0.5, len(names) + 1.3), ylabel="test accuracy in %")
+    left.set(xticks=places, xlim=(-0.5, len(names) - 0.5), ylabel="test accuracy in %")
     left.set_xticklabels(names, rotation=20)
-    left.set_title("Test accuracy: every seed (grey) and the mean")
+    left.set_title("Test accuracy: each seed (grey) and the mean")
+    left.legend(loc="upper center", bbox_to_anchor=(0.5, 0.93))
     left.grid(axis="y", alpha=0.3)
     for offset, mask, colour, label in (
         (-0.17, ~task.wrong, "tab:green", "right label"),
@@ -271,10 +271,10 @@ def draw(path: Path, anchors: dict[str, Tensor], runs: dict[str, list[Run]], tas
         for box in boxes["boxes"]:
             box.set(facecolor=colour, alpha=0.6)
         boxes["boxes"][0].set_label(label)
-    right.set(xticks=places, xlim=(-0.5, len(names) - 0.5), ylabel="learnt weight over the mean weight")
+    right.set(xticks=places, xlim=(-0.5, len(names) - 0.5), yscale="log", ylabel="learnt weight over the mean weight")
     right.set_xticklabels(names, rotation=20)
-    right.set_title("Weights, seed 0: half in the box, 90 % in the whiskers")
-    right.legend(loc="upper left")
+    right.set_title("Weights: boxes hold 50 %, whiskers 90 %")
+    right.legend(loc="lower left")
     right.grid(axis="y", alpha=0.3)
     figure.savefig(path, dpi=100)
 
