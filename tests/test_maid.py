@@ -174,12 +174,11 @@ def test_tolerances_held_stall_where_they_are_too_coarse():
 
 
 def test_a_solver_that_stops_short_is_an_end_with_a_cause_and_at_the_start_an_error():
-    p = Problem(4)
-    solver = bg.Descent(bg.GradientDescent.tuned(p.L, p.mu), steps=40, mu=p.mu)
-    optimiser = bg.MAID(
-        [p.x], bg.Layer(p.program, solver=solver, gradient=bg.Implicit(bound=p.limit)), lr=0.1, tolerance=1.0
-    )
-    for _ in range(100):
+    p = Problem(4, n=3, m=2)
+    solver = bg.Descent(bg.GradientDescent.tuned(p.L, p.mu), steps=8, mu=p.mu)
+    layer = bg.Layer(p.program, solver=solver, gradient=bg.Implicit(bound=p.limit))
+    optimiser = bg.MAID([p.x], layer, lr=0.1, tolerance=1.0, trials=4, rounds=4)
+    for _ in range(50):
         x = p.x.detach().clone()
         step = optimiser.step(p.upper)
         if step.status is bg.Progress.UNSOLVED:
