@@ -95,7 +95,8 @@ class MAID(torch.optim.Optimizer):
     params: tensors, (name, tensor) pairs or parameter groups. lr: of a group, the step tried first; it is
     searched, so schedulers are not needed: all groups' are multiplied by `extend` after a step, by `backtrack` while it
     fails. tolerance, adjoint_tolerance: epsilon and delta to start from, None for the same; multiplied by `shrink` where they
-    are too coarse, by `grow` after a step. eta: how much of |z| must exceed its error. trials: step lengths tried with one
+    are too coarse, by `grow` after a step; with shrink=1 and grow=1 they stay, to compare, and gradients are taken as they
+    are. eta: how much of |z| must exceed its error. trials: step lengths tried with one
     gradient, at first, and one more each time; rounds: gradients tried in one step. tol: |z| + omega that counts as stationary.
 
     State: that of the first parameter has epsilon and delta, the constants estimated, the lower solutions and adjoints,
@@ -125,9 +126,9 @@ class MAID(torch.optim.Optimizer):
             raise InputError(f"MAID(layer={layer!r:.60}): give the bigrad.Layer of the lower level.")
         accuracy = tolerance if adjoint_tolerance is None else adjoint_tolerance
         positive("MAID", tolerance=tolerance, adjoint_tolerance=accuracy, grow=grow, extend=extend)
-        below = {"eta": eta, "shrink": 1.0 if shrink == grow == 1 else shrink, "backtrack": backtrack}
+        below = {"eta": eta, "backtrack": backtrack} | ({} if shrink == grow == 1 else {"shrink": shrink})
         for name, value in below.items():
-            if not (0 < value < 1 or name == "shrink" and shrink == grow == 1):
+            if not 0 < value < 1:
                 raise InputError(f"MAID({name}={value!r}): give a number between 0 and 1.")
         if grow < 1 or extend < 1 or not 0 <= tol < math.inf or min(trials, rounds) < 1:
             raise InputError(
