@@ -245,7 +245,14 @@ def draw(path: Path, anchors: dict[str, Tensor], runs: dict[str, list[Run]], tas
     left, right = figure.subplots(1, 2)
     names, places = list(runs), range(len(runs))
     for (name, found), style in zip(anchors.items(), ("r--", "k:", "g--"), strict=True):
-        left.axhline(float(found.mean()), c=style[0], ls=style[1:], lw=1.5, zorder=0, label=f"trained on: {name}")
+        left.axhline(
+            float(found.mean()),
+            c=style[0],
+            ls=style[1:],
+            lw=1.5,
+            zorder=0,
+            label=f"on {name}" if "only" in name else f"on {name} labels",
+        )
     for k, found in enumerate(runs.values()):
         values = torch.tensor([run.accuracy for run in found])
         left.plot([k] * len(values), values, "o", color="0.7", ms=5)
@@ -253,7 +260,7 @@ def draw(path: Path, anchors: dict[str, Tensor], runs: dict[str, list[Run]], tas
     left.set(xticks=places, xlim=(-0.5, len(names) - 0.5), ylabel="test accuracy in %")
     left.set_xticklabels(names, rotation=20)
     left.set_title("Test accuracy: each seed (grey) and the mean")
-    left.legend(loc="upper center", bbox_to_anchor=(0.5, 0.93))
+    left.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncol=3, fontsize="small")
     left.grid(axis="y", alpha=0.3)
     for offset, mask, colour, label in (
         (-0.17, ~task.wrong, "tab:green", "right label"),
@@ -274,7 +281,7 @@ def draw(path: Path, anchors: dict[str, Tensor], runs: dict[str, list[Run]], tas
     right.set(xticks=places, xlim=(-0.5, len(names) - 0.5), yscale="log", ylabel="learnt weight over the mean weight")
     right.set_xticklabels(names, rotation=20)
     right.set_title("Weights: boxes hold 50 %, whiskers 90 %")
-    right.legend(loc="lower left")
+    right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncol=2, fontsize="small")
     right.grid(axis="y", alpha=0.3)
     figure.savefig(path, dpi=100)
 
