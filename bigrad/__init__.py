@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from bigrad.layer import Layer
     from bigrad.memory import Memory
     from bigrad.optim.bome import BOME, GapGradient, GapValue
+    from bigrad.optim.maid import MAID, Progress
     from bigrad.oracle import Oracle
     from bigrad.oracles.assignment import Assignment
     from bigrad.oracles.flow import Flow
@@ -153,6 +154,7 @@ _HOMES = {
     "LeaveOneOut": "gradients.baselines",
     "Levels": "gradients.levels",
     "Lifted": "fenchel.contrastive",
+    "MAID": "optim.maid",
     "MINRES": "krylov",
     "MeanFree": "gradients.identity",
     "Mehrotra": "solvers.mehrotra",
@@ -165,6 +167,7 @@ _HOMES = {
     "Perturbed": "gradients.perturbed",
     "Pieces": "solvers.pieces",
     "Program": "program",
+    "Progress": "optim.maid",
     "Proximal": "gradients.proximal",
     "Regularised": "gradients.regularised",
     "Relative": "gradients.steps",
@@ -200,6 +203,7 @@ __all__ = [
     "GMRES",
     "IMLE",
     "LBFGS",
+    "MAID",
     "MINRES",
     "T1T2",
     "Absolute",
@@ -267,6 +271,7 @@ __all__ = [
     "Perturbed",
     "Pieces",
     "Program",
+    "Progress",
     "Proximal",
     "Regularised",
     "Relative",

@@ -285,6 +285,9 @@ class Follow(Protocol):
     def answer(self, state: Any) -> Tensor:
         """y of the last state."""
 
+    def promised(self, bound: Bound, mu: float, L: float | None) -> float | None:
+        """The |y - y*| that was sure beforehand, where mu <= H <= L; None if none was."""
+
     def again(self, bound: Bound, y: Tensor, push: Tensor) -> tuple[Tensor, float, float]:
         """The minimiser of g + push'y, from y; the residual reached, and the one that is small enough."""
 

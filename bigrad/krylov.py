@@ -42,6 +42,11 @@ class AbstractLinear(ABC):
     def solve(self, matvec: Product, b: Tensor) -> Solved:
         """x from zero. SolveError where the method cannot take such an A."""
 
+    def promised(self, b: Tensor, mu: float, L: float | None) -> float | None:
+        """The residual that it reaches where mu <= A <= L, unless it says that it did not; None if there is none."""
+        tol: float | None = getattr(self, "tol", 0.0)
+        return None if tol == 0 else _goal(tol, getattr(self, "atol", 0.0), b)
+
 
 def _goal(tol: float | None, atol: float, b: Tensor) -> float:
     import torch
@@ -106,6 +111,13 @@ class CG(AbstractLinear):
             square, old = float(r @ r), square
             p.mul_(square / old).add_(r)
         return _done(self, x, square**0.5, goal, taken, self.tol)
+
+    def promised(self, b: Tensor, mu: float, L: float | None) -> float | None:
+        """With tol=0, 2 sqrt(L / mu) ((sqrt L - sqrt mu) / (sqrt L + sqrt mu))^steps |b|."""
+        if self.tol != 0 or self.steps is None or L is None:
+            return super().promised(b, mu, L)
+        rate = (L**0.5 - mu**0.5) / (L**0.5 + mu**0.5)
+        return max(2 * (L / mu) ** 0.5 * rate**self.steps * float(b.norm()), self.atol)
 
 
 @dataclass(frozen=True)
@@ -237,6 +249,11 @@ class Neumann(AbstractLinear):
         residual, size = float(v.norm()), float(b.norm())
         grew = f"{self} grew from {size:.1e} to {residual:.1e}: alpha is above 2 / (largest eigenvalue), or A is not positive. Lower alpha."
         return Solved(self.alpha * x, residual, self.terms + 1, "" if residual <= size else grew)
+
+    def promised(self, b: Tensor, mu: float, L: float | None) -> float | None:
+        """The larger of 1 - alpha mu and alpha L - 1, to the power terms + 1, times |b|."""
+        rate = None if L is None else max(1 - self.alpha * mu, self.alpha * L - 1)
+        return None if rate is None else float(rate ** (self.terms + 1) * b.norm())
 
 
 @dataclass(frozen=True)

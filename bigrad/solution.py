@@ -82,7 +82,8 @@ class Stats:
         adjoint_residual: after the backward pass, how well |H q - dL/dy| was solved; None where nobody measured.
         adjoint_steps: after how many products.
         gradient_bound: the bound on the gradient's error that an ErrorBound was asked for.
-        bound_estimated: whether a constant in it is an estimate.
+        gradient_bound_before: the one that tolerances or numbers of steps had promised; None where they promise none.
+        bound_estimated: whether a constant in them is an estimate.
     """
 
     solver: str = ""
@@ -108,6 +109,7 @@ class Stats:
     adjoint_residual: float | None = None
     adjoint_steps: int = 0
     gradient_bound: float | None = None
+    gradient_bound_before: float | None = None
     bound_estimated: bool = False
 
     def with_gap(self, gap: float) -> Stats:

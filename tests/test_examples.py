@@ -283,3 +283,59 @@ def test_regularisation_fits_as_scikit_learn_does_and_its_hypergradient_is_a_slo
     with torch.no_grad():
         ahead, behind = (validated(x + s * direction) for s in (1e-3, -1e-3))
     np.testing.assert_allclose(gradient @ direction, (ahead - behind) / 2e-3, rtol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def cleaning() -> ModuleType:
+    pytest.importorskip("sklearn")
+    return load("hyper_cleaning")
+
+
+def test_cleaning_tasks_are_half_wrong_and_their_parts_disjoint(cleaning):
+    task = cleaning.Task.of(3, train=60, clean=20)
+    assert int(task.wrong.sum()) == 30
+    assert ((task.labels != task.true) == task.wrong).all()
+    assert len(task.train) + len(task.clean) + len(task.test) == 1797
+    y, w = task.zero + 0.1, torch.zeros(60, dtype=torch.float64)
+    hessian = torch.autograd.functional.hessian(lambda y: task.lower(w, y), y).reshape(650, 650)
+    eigenvalues = torch.linalg.eigvalsh(hessian)
+    assert eigenvalues[0] >= 2 * cleaning.REG - 1e-9
+    assert eigenvalues[-1] <= task.curvature
+    half, twice = (task.refit(s * torch.ones(60), task.labels, clean=s) for s in (0.5, 1.0))
+    assert half == twice  # only relative weights count
+
+
+def test_cleaning_ways_agree_on_the_gradient(cleaning):
+    """Implicit, unrolled and equilibrium gradients of the same task, the first against differences of re-solves."""
+    task, found = cleaning.Task.of(0, train=40, clean=20), []
+    x = torch.linspace(-1, 1, 40, dtype=torch.float64).requires_grad_()
+    tight = bg.Descent(tol=1e-9)
+    fista = bg.Descent(bg.FISTA(task.curvature, 2 * cleaning.REG), steps=1500, tol=0)
+    for solver, rule in (
+        (tight, bg.Implicit(bg.CG(tol=1e-9))),
+        (fista, bg.Unrolled(pieces=None)),
+        (tight, bg.EqProp(1e-3, bg.Central(), solver=bg.Descent(tol=1e-10))),
+    ):
+        loss = task.upper(bg.Layer(task.program, solver=solver, gradient=rule)(x))
+        found.append(torch.autograd.grad(loss, x)[0])
+    np.testing.assert_allclose(found[1], found[0], atol=1e-5 * float(found[0].norm()))
+    np.testing.assert_allclose(found[2], found[0], atol=1e-4 * float(found[0].norm()))
+    direction, layer = torch.linspace(0, 9, 40, dtype=torch.float64).cos(), bg.Layer(task.program, solver=tight)
+    with torch.no_grad():
+        ahead, behind = (float(task.upper(layer(x + s * direction))) for s in (1e-3, -1e-3))
+    assert float(found[0] @ direction) == pytest.approx((ahead - behind) / 2e-3, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_cleaning_beats_noisy_labels_and_comes_near_clean_ones(cleaning, tmp_path, capsys):
+    """One seed, fewer steps."""
+    pytest.importorskip("matplotlib")
+    anchors, found = cleaning.main(seeds=1, steps=20, first_seed=10, folder=tmp_path)
+    printed = capsys.readouterr().out
+    assert "1000 to train on, 500 of them with wrong labels, 200 clean, 597 held out" in printed
+    assert set(found) == {"implicit CG", "unrolled", "equilibrium", "BOME", "MAID"}
+    for name in (*anchors, *found):
+        assert f"\n{name} " in printed
+    assert min(found.values()) > anchors["noisy"]
+    assert max(found.values()) > anchors["clean"] - 2
+    assert (tmp_path / "hyper_cleaning.png").read_bytes().startswith(b"\x89PNG")

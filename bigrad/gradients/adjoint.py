@@ -70,7 +70,8 @@ def adjoint(
     if limit is not None:
         if residual is None:
             residual = float((second.hessian(q) - v).norm())
-        bound.record.update(limit.measured(bound, y, second, residual, q, theta, wanted))
+        promised = outcome.factors.promised(bound, limit.mu, limit.L), (linear or CG()).promised(v, limit.mu, limit.L)
+        bound.record.update(limit.measured(bound, y, second, (residual, q, v), promised, theta, wanted))
     bound.record.update(adjoint_residual=residual, adjoint_steps=solved.iterations)
     if solved.cause:
         warnings.warn(f"The hypergradient is inexact: {solved.cause}", SolveWarning, stacklevel=2)

@@ -1,5 +1,6 @@
-"""Torch optimisers of bilevel learning problems: both levels' parameters in one object, a closure for each level."""
+"""Torch optimisers of bilevel learning problems: a closure for each level, or one of the layer of the lower level."""
 
 from bigrad.optim.bome import BOME, AbstractDecrease, GapGradient, GapValue, Taken
+from bigrad.optim.maid import MAID, Progress, Step
 
-__all__ = ["BOME", "AbstractDecrease", "GapGradient", "GapValue", "Taken"]
+__all__ = ["BOME", "MAID", "AbstractDecrease", "GapGradient", "GapValue", "Progress", "Step", "Taken"]

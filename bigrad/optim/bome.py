@@ -9,7 +9,6 @@ differentiated twice and nothing is unrolled. Memory: that of one backward pass 
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bigrad.optim.options import positive
 from bigrad.solution import InputError
 
 Closure = Callable[[], Tensor]
@@ -39,7 +39,7 @@ class GapGradient(AbstractDecrease):
     eta: float = 0.5
 
     def __post_init__(self) -> None:
-        _positive("GapGradient", eta=self.eta)
+        positive("GapGradient", eta=self.eta)
 
     def __call__(self, gap: Tensor, squared: Tensor) -> Tensor:
         """See AbstractDecrease."""
@@ -53,7 +53,7 @@ class GapValue(AbstractDecrease):
     eta: float = 0.5
 
     def __post_init__(self) -> None:
-        _positive("GapValue", eta=self.eta)
+        positive("GapValue", eta=self.eta)
 
     def __call__(self, gap: Tensor, squared: Tensor) -> Tensor:
         """See AbstractDecrease."""
@@ -121,7 +121,7 @@ class BOME(torch.optim.Optimizer):
             raise InputError(
                 f"BOME(steps={steps!r}): give the number of inner gradient steps, a whole number from 1 on."
             )
-        _positive("BOME", epsilon=epsilon)
+        positive("BOME", epsilon=epsilon)
         self.phi = GapGradient() if phi is None else phi
         self.steps = steps
         self.epsilon = epsilon
@@ -135,9 +135,9 @@ class BOME(torch.optim.Optimizer):
             raise InputError(
                 f'A parameter group of BOME says its level, "upper" or "lower"; got {group.get("level")!r}.'
             )
-        _positive("BOME", lr=group["lr"])
+        positive("BOME", lr=group["lr"])
         if group["inner_lr"] is not None:
-            _positive("BOME", inner_lr=group["inner_lr"])
+            positive("BOME", inner_lr=group["inner_lr"])
         if not 0 <= group["momentum"] < 1:
             raise InputError(f"BOME(momentum={group['momentum']!r}): give a number in [0, 1).")
         given = group["params"]
@@ -269,9 +269,3 @@ def _dot(a: list[Tensor], b: list[Tensor]) -> Tensor:
     kind = torch.promote_types(a[0].dtype, torch.float32)
     parts = [torch.dot(u.flatten().to(kind), v.flatten().to(kind)) for u, v in zip(a, b, strict=True)]
     return torch.stack([p.to(parts[0].device) for p in parts]).sum()
-
-
-def _positive(owner: str, **options: float) -> None:
-    for name, value in options.items():
-        if not (float(value) > 0 and math.isfinite(float(value))):
-            raise InputError(f"{owner}({name}={value!r}): give a positive, finite number.")

@@ -128,6 +128,14 @@ class Descent(AbstractSolver):
             return residual / self.mu
         return (1 + self.method.reach) * residual / self.mu if isinstance(self.method, AbstractMethod) else None
 
+    def promised(self, bound: Bound, start: Tensor, mu: float, L: float | None) -> float | None:
+        """The |y - y*| that it reaches from the start where mu <= H <= L, unless it fails: tol, or with tol=0 what the
+        method's rate says; None where nothing does, as for heavy ball."""
+        if self.tol != 0:
+            return None if self.tol is None else self.tol * (self.mu or 1.0) / mu
+        share = self.method.factor(self.steps, mu, L) if isinstance(self.method, AbstractMethod) and L else None
+        return None if share is None else share * float(bound.slope(start)[1].norm()) / mu
+
     def again(self, bound: Bound, y: Tensor, push: Tensor) -> tuple[Tensor, float, float]:
         """The minimiser of g + push'y, from y; the residual reached, and the one that is small enough."""
         run = self._run(bound, y, push, max(NUDGE, _eps(bound) ** 0.5) * float(push.norm()))
@@ -254,6 +262,10 @@ class Followed:
         """y of the last state."""
         assert isinstance(self.solver.method, AbstractMethod)
         return self.solver.method.at(state) if self.ahead else state[0]
+
+    def promised(self, bound: Bound, mu: float, L: float | None) -> float | None:
+        """See Descent.promised."""
+        return self.solver.promised(bound, self.start, mu, L)
 
     def again(self, bound: Bound, y: Tensor, push: Tensor) -> tuple[Tensor, float, float]:
         """See Descent.again."""

@@ -48,6 +48,10 @@ class AbstractMethod(ABC):
     def length(self) -> float:
         """The step along the gradient."""
 
+    def factor(self, steps: int, mu: float, L: float) -> float | None:
+        """What so many steps are sure to multiply |y - y*| by, at most, where mu <= H <= L; None if nothing is proven."""
+        return None
+
 
 def _positive(method: object, *numbers: float) -> None:
     if not all(0 < n < float("inf") for n in numbers):
@@ -79,6 +83,10 @@ class GradientDescent(AbstractMethod):
     def length(self) -> float:
         """step_size."""
         return self.step_size
+
+    def factor(self, steps: int, mu: float, L: float) -> float:
+        """The larger of |1 - step mu| and |1 - step L|, to the power of the steps."""
+        return max(abs(1 - self.step_size * mu), abs(1 - self.step_size * L)) ** steps
 
     def at(self, state: State) -> Tensor:
         """y."""
@@ -150,6 +158,13 @@ class FISTA(AbstractMethod):
     def length(self) -> float:
         """1 / L."""
         return 1 / self.L
+
+    def factor(self, steps: int, mu: float, L: float) -> float | None:
+        """sqrt(L / mu min((1 + sqrt q) (1 - sqrt q)^steps, 4 / (steps + 1)^2)), q = its own mu / L, which must be right."""
+        if self.mu > mu or self.L < L:
+            return None
+        root = (self.mu / self.L) ** 0.5
+        return (self.L / mu * min((1 + root) * (1 - root) ** steps, 4 / (steps + 1) ** 2)) ** 0.5
 
     def _next(self, t: float) -> float:
         q = self.mu / self.L
