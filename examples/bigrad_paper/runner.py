@@ -44,7 +44,8 @@ class Record:
 class Experiment:
     """Methods by their names, the function that runs one of them, and the settings, dataclasses, that it gets.
 
-    figures: those of the table, in its order, with their formats; run may return more, which go into the JSON file.
+    figures: those of the table, in its order, with their formats. run may return more, which go into the JSON file, or
+    fewer in its quick form.
     picture: draws the records into the PNG file of the given path.
     """
 
@@ -83,6 +84,7 @@ def spread(values: Sequence[float], form: str) -> str:
 def table(records: Sequence[Record], figures: Mapping[str, str]) -> str:
     """A Markdown table, mean ± standard deviation over seeds; the longer of methods and figures runs down the page."""
     methods = list(dict.fromkeys(r.method for r in records))
+    figures = {f: form for f, form in figures.items() if f in records[0].figures}
     cells = {
         (m, f): spread([r.figures[f] for r in records if r.method == m], form)
         for m in methods
