@@ -318,7 +318,7 @@ def rows(s: Settings) -> dict[str, str]:
 
 
 def picture(records: Sequence[Record], path: Path) -> None:
-    """Cost of every method in every scenario after all training, relative to the single level's of the same seed."""
+    """Cost of every method and seed in every scenario, after all training, under the planned attack; bars are means."""
     from matplotlib.figure import Figure
 
     names = [k.removesuffix(", planned attack") for k in records[0].figures if k.endswith("planned attack")]
