@@ -316,3 +316,13 @@ def test_a_game_travels():
         again = program.solve(values)
         assert again.stats.solver == "Saddle"
         assert again.value == pytest.approx(made.program.solve(made.values).value, abs=1e-10)
+
+
+@pytest.mark.parametrize("bounds", [[-0.3, 0.4], [0.5, 3.0], [None, 0.2]])
+def test_bounds_declared_on_the_follower_s_variable(bounds):
+    """What is declared on a variable reads as constraints of its own would."""
+    x, y = cp.Variable(2, name="x"), cp.Variable(2, name="y", bounds=bounds)
+    made = game(cp.sum_squares(x - 1) + x @ y, y)
+    solution = made.program.solve(verify=True)
+    check_saddle(made, solution)
+    np.testing.assert_allclose(solution[y], min(bounds[1], 2.0), atol=1e-7)  # until x = 1 - y/2 is zero

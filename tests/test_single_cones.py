@@ -409,3 +409,13 @@ def test_projections_and_their_derivatives():
         D[at] = entries
         worst.append(np.abs(D @ h - (cones.project(v + step * h) - cones.project(v - step * h)) / (2 * step)))
     assert np.quantile(worst, 0.99) < 1e-6  # the others straddle a kink
+
+
+def test_declared_bounds_and_signs_are_read_back_as_they_are():
+    """CVXPY clips values to them on its way back; a map read through it must not be clipped."""
+    y, z = cp.Variable(2, name="y", bounds=[-0.3, 0.4]), cp.Variable(2, name="z", nonpos=True)
+    problem = cp.Problem(cp.Minimize(-cp.sum(y) + cp.norm(z + 2) + 1e-3 * cp.norm(y + 1)))
+    solution = bg.argmin(problem).solve()
+    assert solution.stats.solver == "Interior"
+    np.testing.assert_allclose(solution[y], 0.4, atol=1e-7)
+    np.testing.assert_allclose(solution[z], -2.0, atol=1e-6)

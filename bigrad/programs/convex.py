@@ -22,6 +22,7 @@ import numpy as np
 import scipy.sparse as sp
 from cvxpy.constraints import PowConeND
 from cvxpy.reductions.cone2cone.approx import ApproxCone2Cone
+from cvxpy.reductions.cvx_attr2constr import CvxAttr2Constr
 from cvxpy.reductions.dcp2cone.cone_matrix_stuffing import ParamConeProg
 from cvxpy.reductions.solvers.conic_solvers.clarabel_conif import CLARABEL
 from cvxpy.utilities import scopes
@@ -196,7 +197,10 @@ def _chained(problem: cp.Problem) -> tuple[ParamConeProg, dict[int, int], Any]:
             SimpleNamespace(x=u, z=lam, status="Solved", solve_time=0.0, iterations=0, obj_val=0.0), last
         )
         for step, inverse in zip(reversed(steps), reversed(inverses), strict=True):
+            plain = found.primal_vars
             found = step.invert(found, inverse)
+            if isinstance(step, CvxAttr2Constr):  # whose way back clips values to declared bounds; this one is linear
+                found.primal_vars = step.var_forward(plain)
         return found
 
     reduced = {p: new[0] for step in steps for p, new in getattr(step, "param_id_map", {}).items()}
