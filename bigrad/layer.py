@@ -29,7 +29,7 @@ from bigrad.handles import same
 from bigrad.memory import Recall
 from bigrad.parallel import single_torch
 from bigrad.program import Input, Program, Unknown
-from bigrad.solution import CapabilityError, InputError, Outcome, Point, Solution, SolveError, SolveWarning
+from bigrad.solution import CapabilityError, InputError, Outcome, Point, Solution, SolveError, SolveWarning, Status
 from bigrad.solvers.base import AbstractSolver, batch_size
 from bigrad.solvers.descent import Descent
 from bigrad.solvers.methods import AbstractMethod
@@ -137,12 +137,19 @@ class Layer(nn.Module):
         self, rule: Joint, outcome: Outcome, values: Sequence[Tensor], theta: tuple[Tensor, ...], batched: bool
     ) -> tuple[Tensor, ...]:
         """What an estimator of the whole program makes of its answers; NaN for items that failed."""
-        fine = torch.as_tensor(np.flatnonzero(outcome.ok))
-        rows = tuple(t.expand(len(outcome.z), -1).cpu()[fine] for t in theta)
-        found = rule.values(self.program, self.solver, rows, np.asarray(outcome.w)[fine.numpy()])
-        w = torch.full((len(outcome.z), found.shape[1]), torch.nan, dtype=torch.float64).index_put(
-            (fine,), found.double()
-        )
+        fine, w = np.flatnonzero(outcome.ok), torch.full(outcome.w.shape, torch.nan, dtype=torch.float64)
+        while len(fine):
+            rows = tuple(t.expand(len(outcome.z), -1).cpu()[fine] for t in theta)
+            found = rule.values(self.program, self.solver, rows, np.asarray(outcome.w)[fine])
+            lost = ~found.detach().isfinite().all(1).numpy()
+            if not lost.any():
+                w = w.to(found.device).index_put((torch.as_tensor(fine),), found.double())
+                break
+            if self.on_failure == "raise":
+                status = outcome.status.copy()
+                status[fine[lost]] = Status.NOT_FOUND
+                raise _failure(replace(outcome, status=status), batched)
+            fine = fine[~lost]  # again, without them: else their NaN would reach the gradients of all
         return self._typed(w if batched else w[0], self._variables, values)
 
     def _minimised(self, values: Sequence[Any], warm_start: Any) -> Any:

@@ -9,6 +9,7 @@ maximising player is written with the sense -1, and no sign is flipped by hand.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import numpy as np
 
@@ -18,8 +19,11 @@ class Oracle(ABC):
 
     Where there are several rows an item, such as samples, the rows of one item follow each other.
 
-    Raises InputError, with the index in the batch, for costs outside the oracle's domain.
+    Raises InputError, with the index in the batch, for costs outside the oracle's domain. partial: rows that it could not
+    solve come back as NaN, with a SolveWarning, and a NaN from others is an error.
     """
+
+    partial: ClassVar[bool] = False
 
     @property
     def sense(self) -> np.ndarray | float:

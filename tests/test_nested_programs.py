@@ -437,3 +437,28 @@ def test_programs_explain_themselves():
     assert "against the follower" in said
     assert "Cuts" in said
     assert "Interpolate" in said
+
+
+@pytest.mark.parametrize("rule", [bg.Perturbed(sigma=0.3, samples=16), bg.Interpolate()])
+def test_a_perturbed_program_without_a_solution_takes_no_other_item_with_it(rule):
+    """The leader forbids one of the follower's two answers, so costs near the tie have neighbours without a solution."""
+    leader, follower = cp_model.CpModel(), cp_model.CpModel()
+    x, seen = leader.new_bool_var("x"), follower.new_bool_var("seen")
+    y, copies = ([m.new_bool_var(f"y{k}") for k in range(2)] for m in (follower, leader))
+    follower.add_exactly_one(y)
+    leader.add(copies[0] == 1)
+    leader.minimize(x - copies[0])
+    follower.minimize(y[0] + y[1])
+    program = bg.bilevel(leader, follower, link={x: seen}, responds=dict(zip(y, copies, strict=True)), costs={"c": y})
+    layer = bg.Layer(program, variables=[y], gradient=bg.Joint(rule), on_failure="nan")
+    costs = torch.tensor([[0.0, 9.0], [0.0, 0.05], [-9.0, 9.0]], dtype=torch.float64, requires_grad=True)
+    early = isinstance(rule, bg.Perturbed)  # it looks around for the values already
+    weights = torch.tensor([[0.0, 0.0], [30.0, -30.0], [0.0, 0.0]], dtype=torch.float64)
+    with pytest.warns(bg.SolveWarning, match=r"item 1: .*NaN there"):  # noqa: PT031
+        (found,) = layer(costs)
+        torch.nansum(found * weights).backward()
+    assert found.isnan().any(1).tolist() == [False, early, False]
+    assert costs.grad.isfinite().all(1).tolist() == [True, early, True]
+    if early:
+        with pytest.warns(bg.SolveWarning), pytest.raises(bg.SolveError, match="item 1: NOT_FOUND"):
+            bg.Layer(program, gradient=bg.Joint(rule))(costs)

@@ -9,8 +9,9 @@ one player, both players of a game in one vector of costs, or one of them with t
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -20,7 +21,7 @@ import numpy as np
 from bigrad.gradients.base import AbstractGradient, attach_pull
 from bigrad.oracle import Oracle
 from bigrad.program import Program
-from bigrad.solution import CapabilityError, InputError, Outcome
+from bigrad.solution import CapabilityError, InputError, Outcome, SolveWarning, Status
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -214,11 +215,23 @@ def _checked(oracle: Oracle, costs: np.ndarray, answer: Callable[[np.ndarray], n
     if found.ndim not in (1, 2) or len(found) != len(rows):
         need = f"needs decisions ({len(rows)}, m) for costs {rows.shape}"
         raise InputError(f"{_name(oracle)}: {need}, got {found.shape}.")
-    if not np.isfinite(found).all():
+    if not oracle.partial and not np.isfinite(found).all():
         finite = np.isfinite(found.reshape(len(rows), -1)).all(1)
         lost = sorted({int(k) // each for k in np.flatnonzero(~finite)})
         raise InputError(f"{_name(oracle)}: the decision is NaN or infinite at items {lost[:8]}.")
     return found.reshape(*lead, *found.shape[1:])
+
+
+def unsolved(who: str, statuses: Sequence[Status] | np.ndarray, each: int) -> np.ndarray:
+    """The rows that failed, of `each` an item; a SolveWarning names the items."""
+    bad = np.array([not s.ok for s in statuses], dtype=bool)
+    if bad.any():
+        why = {k // each: statuses[k] for k in np.flatnonzero(bad).tolist()}
+        shown = "; ".join(f"item {i}: {s.value}" for i, s in list(why.items())[:8])
+        warnings.warn(
+            f"{who} could not be solved at costs that the rule looks at, {shown} NaN there.", SolveWarning, stacklevel=2
+        )
+    return bad
 
 
 def _name(oracle: Any) -> str:

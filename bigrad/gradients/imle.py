@@ -59,7 +59,7 @@ class IMLE(AbstractEstimator):
             behind = nudged(oracle, around, -steps) if self.central else z
             ahead = nudged(oracle, around, steps)
             change = oracle.sense * (features(oracle, ahead, around) - features(oracle, behind, around))
-            self.step.observe(float(np.count_nonzero(change[moved], axis=2).mean()))
+            self.step.observe(float(np.count_nonzero(np.nan_to_num(change[moved]), axis=2).mean()))
             mean = change.mean(1) / (2 if self.central else 1)
             return np.divide(mean, length, out=np.zeros_like(mean), where=moved[:, None] & (length > 0))
 

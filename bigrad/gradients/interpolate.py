@@ -43,7 +43,7 @@ class Interpolate(AbstractEstimator):
             length = self.step.lengths(costs, push)[:, None]
             other = nudged(oracle, costs, length * push)
             change = oracle.sense * (features(oracle, other, costs) - features(oracle, y, costs))
-            self.step.observe(float(np.count_nonzero(change[moved], axis=1).mean()))
+            self.step.observe(float(np.count_nonzero(np.nan_to_num(change[moved]), axis=1).mean()))
             return np.divide(change, length, out=np.zeros_like(change), where=moved[:, None] & (length > 0))
 
         return y, back

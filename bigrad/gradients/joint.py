@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from bigrad.combinatorial import Combinatorial, Place
-from bigrad.gradients.estimator import AbstractEstimator
+from bigrad.gradients.estimator import AbstractEstimator, unsolved
 from bigrad.oracle import Oracle
 from bigrad.program import Input, Program, Solver
-from bigrad.solution import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,7 +45,7 @@ class Joint:
 
 @dataclass(frozen=True, eq=False)
 class Whole(Oracle):
-    """A program as an oracle from all its costs side by side to all its decisions.
+    """A program as an oracle from all its costs side by side to all its decisions; NaN where it could not be solved.
 
     sizes: how many costs each input has. held, known: costs whose decisions are known already.
     """
@@ -56,6 +55,7 @@ class Whole(Oracle):
     sizes: tuple[int, ...]
     held: np.ndarray
     known: np.ndarray
+    partial: ClassVar[bool] = True
 
     @property
     def form(self) -> Combinatorial:
@@ -91,12 +91,8 @@ class Whole(Oracle):
 
     def _answer(self, program: Program, theta: tuple[np.ndarray, ...], rows: int) -> np.ndarray:
         outcome = self.solver.solve(program, theta)
-        if bad := np.flatnonzero(~outcome.ok).tolist():
-            each = rows // len(self.held)
-            raise InputError(
-                f"Joint: the program at perturbed costs could not be solved for item {bad[0] // each}: {outcome.status[bad[0]].value}"
-            )
-        return np.asarray(outcome.w)
+        bad = unsolved("The program", outcome.status, rows // len(self.held))
+        return np.where(bad[:, None], np.nan, outcome.w)
 
 
 def pushed(program: Program) -> Program:

@@ -25,11 +25,11 @@ import numpy as np
 
 from bigrad.combinatorial import Combinatorial
 from bigrad.gradients.base import AbstractGradient
-from bigrad.gradients.estimator import AbstractEstimator
+from bigrad.gradients.estimator import AbstractEstimator, unsolved
 from bigrad.oracle import Oracle
 from bigrad.player import player
 from bigrad.program import Program
-from bigrad.solution import InputError, Outcome
+from bigrad.solution import Outcome
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -105,7 +105,8 @@ def _sweep(
             return np.zeros_like(push)
         level, costs = at(leader)
         _, back = rule.estimate(level, costs)
-        return back(push)
+        whole = np.isfinite(push).all(1)[:, None]
+        return np.where(whole, back(np.where(whole, push, 0.0)), np.nan)
 
     def off(leader: bool, grad: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
         return form.off_level(grad, leader, y if leader else x, theta)
@@ -156,9 +157,10 @@ class Level(Oracle):
     other: np.ndarray
     held: np.ndarray | None = None
     known: np.ndarray | None = None
+    partial: ClassVar[bool] = True
 
     def solve(self, costs: np.ndarray) -> np.ndarray:
-        """See Oracle.solve; raises InputError where a level has no solution."""
+        """See Oracle.solve; NaN where a level has no solution."""
         form = self.form
         if self.known is not None and self.held is not None and np.array_equal(costs, self.held):
             return self.known
@@ -166,10 +168,6 @@ class Level(Oracle):
         if form.follower is not None and not self.leader:
             return form.follower.solve(form.follower.sense * costs)
         found = player(form, self.leader).solve(costs, held)
-        if bad := [k for k, s in enumerate(found.status) if not s.ok]:
-            each = len(costs) // len(self.other)
-            raise InputError(
-                f"The {'leader' if self.leader else 'follower'}'s problem with the other's decision held could not be solved at item "
-                f"{bad[0] // each}: {found.status[bad[0]].value}"
-            )
-        return found.values
+        who = f"The {'leader' if self.leader else 'follower'}'s problem, the other's decision held,"
+        bad = unsolved(who, found.status, len(costs) // len(self.other))
+        return np.where(bad[:, None], np.nan, found.values)
