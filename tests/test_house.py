@@ -153,7 +153,7 @@ INSIDE = {
         {"found", "hitting", "trunk"},
         {"tree"},
         {"dual", "knapsack", "master", "optimality", "second"},
-        {"answers", "cutting"},
+        {"answers", "ended"},
     ],
     "solvers": [
         {"certificate"},
