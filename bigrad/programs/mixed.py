@@ -6,7 +6,6 @@ product of two, is a cost, an affine function of the Parameters.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -26,6 +25,7 @@ from bigrad.programs.cvxpy import renumber
 from bigrad.programs.expressions import Holding
 from bigrad.programs.polynomial import Leaves, NotLinearError, Polynomial, polynomial
 from bigrad.programs.roles import PRICED, Roles, declared_sign, is_integer, sort_roles, sort_single, whole
+from bigrad.programs.source import Publisher
 from bigrad.solution import DeclarationError
 
 
@@ -241,7 +241,7 @@ def _unknowns(roles: Roles) -> tuple[Unknown, ...]:
     return tuple(found)
 
 
-class Source:
+class Source(Publisher):
     """The user's problems after the declaration: fills their variables, the follower's objective, its gap by scipy."""
 
     def __init__(
@@ -252,14 +252,8 @@ class Source:
         costs: Costs,
         unknowns: tuple[Unknown, ...],
     ):
+        super().__init__()
         self.upper, self.lower, self.form, self.costs, self.unknowns = upper, lower, form, costs, unknowns
-        self.turn = threading.RLock()  # the user's leaves hold one call's values at a time
-
-    def publish(self, values: Mapping[Any, np.ndarray | None]) -> None:
-        """Fill `.value` of the user's variables; None clears it."""
-        with self.turn:
-            for variable, value in values.items():
-                variable.save_value(value)
 
     def lower_value(self, inputs: Mapping[Any, np.ndarray], values: Mapping[Any, np.ndarray]) -> float:
         """The follower's objective in the user's own sense; NaN with one level."""
@@ -285,7 +279,3 @@ class Source:
             costs, own, other = nested.follower.on_follower(x), y, x
         found = best(nested, leads, other)
         return np.inf if found is None else float(costs @ (own - found))
-
-    def infeasible(self, inputs: Mapping[Any, np.ndarray]) -> int | None:
-        """Not asked: there is one follower."""
-        return None
