@@ -125,7 +125,7 @@ EXPORTS = [
 # From top to bottom; a module imports only from rungs below its own. "" is bigrad/__init__.py.
 LADDER = [
     {""},
-    {"datasets", "plots"},
+    {"datasets"},
     {"family", "networks"},
     {"optim"},
     {"fenchel", "layer", "losses"},
