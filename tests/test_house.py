@@ -370,6 +370,12 @@ def test_files_are_short(file):
     assert file.stem not in {"util", "utils"}
 
 
+def test_the_design_names_every_file():
+    named = set(re.findall(r"\w+\.py", (ROOT / "docs" / "design.md").read_text("utf-8")))
+    missing = [label(file) for file in FILES if file.name not in named]
+    assert not missing, f"docs/design.md does not say where {', '.join(missing)} belong"
+
+
 def test_the_package_is_typed():
     assert (PACKAGE / "py.typed").is_file()
 
