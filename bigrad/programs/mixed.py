@@ -21,10 +21,11 @@ from bigrad.combinatorial import Combinatorial, Place
 from bigrad.nested import Nested, Objective, Rows
 from bigrad.program import Input, Program, Solver, Unknown
 from bigrad.programs.answer import best
-from bigrad.programs.cvxpy import renumber
+from bigrad.programs.cvxpy import renumber, unknowns
 from bigrad.programs.expressions import Holding
+from bigrad.programs.nested import combinatorial
 from bigrad.programs.polynomial import Leaves, NotLinearError, Polynomial, polynomial
-from bigrad.programs.roles import PRICED, Roles, declared_sign, is_integer, sort_roles, sort_single, whole
+from bigrad.programs.roles import PRICED, declared_sign, is_integer, sort_roles, sort_single, whole
 from bigrad.programs.source import Publisher
 from bigrad.solution import DeclarationError
 
@@ -106,20 +107,16 @@ def declare(upper: cp.Problem, lower: cp.Problem | None, responds: Sequence[cp.V
     alone[top.monomials[at, 0]] = sign * top.matrix.toarray()[0, at]
     given = tuple(declared_sign(p) for p in roles.parameters)
     costs = Costs(roles.parameters, given, tuple(matrices), alone, tuple(names))
-    variables = _unknowns(roles)
-    return Program(
-        tuple(Input(p, p.name(), p.shape, s) for p, s in zip(roles.parameters, given, strict=True)),
-        variables,
-        sign,
-        None,
-        False,
-        "it is combinatorial",
-        None,
-        Source(upper, lower, form, costs, variables),
-        default,
-        (_reload, (_stated(upper), lower and _stated(lower), list(responds), default)),
+    variables = unknowns(roles, None)
+    return combinatorial(
+        form,
+        inputs=tuple(Input(p, p.name(), p.shape, s) for p, s in zip(roles.parameters, given, strict=True)),
+        unknowns=variables,
+        sign=sign,
+        source=Source(upper, lower, form, costs, variables),
+        default=default,
+        rebuild=(_reload, (_stated(upper), lower and _stated(lower), list(responds), default)),
         derived=costs if roles.parameters else None,
-        combinatorial=form,
         shown=tuple(u.handle for u in variables),
     )
 
@@ -230,15 +227,6 @@ def _ends(v: cp.Variable) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     low[flags], high[flags] = np.maximum(low[flags], 0.0), np.minimum(high[flags], 1.0)
     integer[flags] = integer[whole(v, "integer")] = 1.0
     return low, high, integer
-
-
-def _unknowns(roles: Roles) -> tuple[Unknown, ...]:
-    found, at = [], 0
-    for leads, variables in ((True, roles.leader), (False, roles.follower)):
-        for v in variables:
-            found.append(Unknown(v, v.name(), v.shape, leads, slice(at, at + v.size)))
-            at += v.size
-    return tuple(found)
 
 
 class Source(Publisher):
