@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bigrad.networks import TollNetwork, toll_grid
+from bigrad.solution import InputError
 
 if TYPE_CHECKING:
     import cvxpy as cp
@@ -77,7 +78,7 @@ def italy_power_demand(train: int | None = None, seed: int = 0) -> ItalyPowerDem
         New arrays on each call, yours to change.
 
     Raises:
-        ValueError: `train` leaves one of the two parts empty.
+        InputError: `train` leaves one of the two parts empty.
 
     Source:
         ItalyPowerDemand of the UCR time series archive (Keogh et al., "Intelligent Icons", ICDM 2006), as shipped with
@@ -89,7 +90,7 @@ def italy_power_demand(train: int | None = None, seed: int = 0) -> ItalyPowerDem
         count = len(archive["train"])
     if train is not None:
         if not 1 <= train < len(demand):
-            raise ValueError(
+            raise InputError(
                 f"italy_power_demand(train={train}): there are {len(demand)} days and both parts need one; "
                 f"choose 1 to {len(demand) - 1}, or None for the archive's own split."
             )
@@ -250,10 +251,10 @@ class TextbookProblem:
             (upper, lower, x, y), where x is None if no term of the program contains an upper variable.
 
         Raises:
-            ValueError: the problem has no `coefficients`.
+            InputError: the problem has no `coefficients`.
         """
         if self.coefficients is None:
-            raise ValueError(
+            raise InputError(
                 f"{self.name} is not quadratic with affine constraints, so it has no coefficients to declare it from; "
                 f"write its expressions F, f, G, H, g and h in CVXPY by hand."
             )

@@ -44,33 +44,42 @@ class AbstractLinear(ABC):
 
     def promised(self, b: Tensor, mu: float, L: float | None) -> float | None:
         """The residual that it reaches where mu <= A <= L, unless it says that it did not; None if there is none."""
-        tol: float | None = getattr(self, "tol", 0.0)
-        return None if tol == 0 else _goal(tol, getattr(self, "atol", 0.0), b)
-
-
-def _goal(tol: float | None, atol: float, b: Tensor) -> float:
-    import torch
-
-    share = torch.finfo(b.dtype).eps ** 0.625 if tol is None else tol
-    return max(share * float(b.norm()), atol)
-
-
-def _checked(solver: object, steps: int | None, tol: float | None) -> None:
-    if (steps is not None and steps < 1) or (tol is not None and not tol >= 0):
-        raise InputError(f"{solver}: steps must be at least 1, tol positive, zero or None.")
-    if tol == 0 and steps is None:
-        raise InputError(f"{solver}: with tol=0 say how many steps to take.")
-
-
-def _done(solver: object, x: Tensor, residual: float, goal: float, steps: int, tol: float | None) -> Solved:
-    """The answer, with a complaint if it is not good enough; NaN is not."""
-    fine = residual <= goal or (tol == 0 and residual < float("inf"))
-    ask = f"{solver} stopped with a residual of {residual:.1e} after {steps} products; asked for was {goal:.1e}. Raise steps or tol."
-    return Solved(x, residual, steps, "" if fine else ask)
+        return None
 
 
 @dataclass(frozen=True)
-class CG(AbstractLinear):
+class AbstractKrylov(AbstractLinear):
+    """A method that goes on until the residual is small. tol, atol: relative to |b| and absolute; steps: products, at most."""
+
+    tol: float | None = None
+    steps: int | None = None
+    atol: float = 0.0
+
+    def __post_init__(self) -> None:
+        if (self.steps is not None and self.steps < 1) or (self.tol is not None and not self.tol >= 0):
+            raise InputError(f"{self}: steps must be at least 1, tol positive, zero or None.")
+        if self.tol == 0 and self.steps is None:
+            raise InputError(f"{self}: with tol=0 say how many steps to take.")
+
+    def promised(self, b: Tensor, mu: float, L: float | None) -> float | None:
+        """The residual asked for, unless tol=0."""
+        return None if self.tol == 0 else self._goal(b)
+
+    def _goal(self, b: Tensor) -> float:
+        import torch
+
+        share = torch.finfo(b.dtype).eps ** 0.625 if self.tol is None else self.tol
+        return max(share * float(b.norm()), self.atol)
+
+    def _done(self, x: Tensor, residual: float, goal: float, steps: int) -> Solved:
+        """The answer, with a complaint if it is not good enough; NaN is not."""
+        fine = residual <= goal or (self.tol == 0 and residual < float("inf"))
+        ask = f"{self} stopped with a residual of {residual:.1e} after {steps} products; asked for was {goal:.1e}. Raise steps or tol."
+        return Solved(x, residual, steps, "" if fine else ask)
+
+
+@dataclass(frozen=True)
+class CG(AbstractKrylov):
     """Conjugate gradients, for symmetric positive definite A. Hestenes and Stiefel 1952.
 
     The first choice at a strict minimum: three vectors of memory, at most as many steps as dimensions. An indefinite A
@@ -78,19 +87,13 @@ class CG(AbstractLinear):
     steps: products with A, at most.
     """
 
-    tol: float | None = None
-    steps: int | None = None
-    atol: float = 0.0
     symmetric: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        _checked(self, self.steps, self.tol)
 
     def solve(self, matvec: Product, b: Tensor) -> Solved:
         """See AbstractLinear.solve."""
         import torch
 
-        goal, most = _goal(self.tol, self.atol, b), self.steps or min(2 * len(b) + 10, MOST)
+        goal, most = self._goal(b), self.steps or min(2 * len(b) + 10, MOST)
         x, r = b.new_zeros(b.shape), b.clone()
         p, square, taken = r.clone(), float(r @ r), 0
         least = max(goal, torch.finfo(b.dtype).eps ** 2 * square**0.5)  # below that no step changes x
@@ -110,7 +113,7 @@ class CG(AbstractLinear):
             del product  # a vector less while the next is made
             square, old = float(r @ r), square
             p.mul_(square / old).add_(r)
-        return _done(self, x, square**0.5, goal, taken, self.tol)
+        return self._done(x, square**0.5, goal, taken)
 
     def promised(self, b: Tensor, mu: float, L: float | None) -> float | None:
         """With tol=0, 2 sqrt(L / mu) ((sqrt L - sqrt mu) / (sqrt L + sqrt mu))^steps |b|."""
@@ -121,24 +124,18 @@ class CG(AbstractLinear):
 
 
 @dataclass(frozen=True)
-class MINRES(AbstractLinear):
+class MINRES(AbstractKrylov):
     """Minimal residuals for symmetric A, indefinite ones too. Paige and Saunders, SIAM J. Numer. Anal. 1975.
 
     Choose it at saddle points, or where the inner loss is only nearly minimised. Seven vectors of memory.
     tol, atol, steps: as for CG.
     """
 
-    tol: float | None = None
-    steps: int | None = None
-    atol: float = 0.0
     symmetric: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        _checked(self, self.steps, self.tol)
 
     def solve(self, matvec: Product, b: Tensor) -> Solved:
         """See AbstractLinear.solve."""
-        goal, most = _goal(self.tol, self.atol, b), self.steps or min(4 * len(b) + 10, MOST)
+        goal, most = self._goal(b), self.steps or min(4 * len(b) + 10, MOST)
         x, size = b.new_zeros(b.shape), float(b.norm())
         eta, taken, beta = size, 0, 0.0
         c = c_old = 1.0
@@ -159,31 +156,28 @@ class MINRES(AbstractLinear):
             x.add_(w, alpha=c * eta)
             eta *= -s
             v_old, v, beta = v, fresh / next_beta if next_beta else fresh, next_beta
-        return _done(self, x, abs(eta), goal, taken, self.tol)
+        return self._done(x, abs(eta), goal, taken)
 
 
 @dataclass(frozen=True)
-class GMRES(AbstractLinear):
+class GMRES(AbstractKrylov):
     """Minimal residuals for any A, restarted. Saad and Schultz, SIAM J. Sci. Stat. Comput. 1986.
 
     Choose it where A is not symmetric, as under a projection that is a plain function. `restart` vectors of memory.
     tol, atol, steps: as for CG.
     """
 
-    tol: float | None = None
-    steps: int | None = None
-    atol: float = 0.0
     restart: int = 50
     symmetric: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        _checked(self, self.steps, self.tol)
+        super().__post_init__()
         if self.restart < 1:
             raise InputError(f"{self}: restart must be at least 1.")
 
     def solve(self, matvec: Product, b: Tensor) -> Solved:
         """See AbstractLinear.solve."""
-        goal, most = _goal(self.tol, self.atol, b), self.steps or min(4 * len(b) + 10, MOST)
+        goal, most = self._goal(b), self.steps or min(4 * len(b) + 10, MOST)
         x, r, taken = b.new_zeros(b.shape), b.clone(), 0
         residual = float(r.norm())
         while taken < most and residual > goal:
@@ -194,7 +188,7 @@ class GMRES(AbstractLinear):
             r = fresh
             if not residual < last * (1 - 1e-12):  # stagnation, or NaN
                 break
-        return _done(self, x, residual, goal, taken, self.tol)
+        return self._done(x, residual, goal, taken)
 
     @staticmethod
     def _cycle(matvec: Product, r: Tensor, most: int, goal: float) -> tuple[Tensor, int]:

@@ -103,11 +103,6 @@ class Milp:
         if self.rows:
             self._highs.changeRowsBounds(self.rows, self._all[: self.rows], lower.astype(float), upper.astype(float))
 
-    def column_bounds(self, low: np.ndarray, high: np.ndarray) -> None:
-        """Other bounds of all variables, (variables,) each."""
-        self._low, self._high = low.astype(float), high.astype(float)
-        self._highs.changeColsBounds(self.size, self._all[: self.size], self._low, self._high)
-
     def solve(self, seconds: float = np.inf, beyond: Callable[[float], Optimum] | None = None) -> Optimum:
         """Solve it as it stands. beyond: what searches, for so many seconds, where the relaxation is not integral."""
         if not self.accepted:

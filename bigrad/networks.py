@@ -14,6 +14,8 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
+from bigrad.solution import InputError
+
 if TYPE_CHECKING:
     import cvxpy as cp
 
@@ -91,10 +93,13 @@ def toll_grid(side: int, seed: int = 0, share: float = 0.1, cap: float = 5.0, up
         upkeep: of the tolls; see TollNetwork.
 
     Raises:
-        ValueError: fewer than 2 nodes a side, or a share outside (0, 1].
+        InputError: fewer than 2 nodes a side, or a share outside (0, 1].
     """
     if side < 2 or not 0 < share <= 1:
-        raise ValueError(f"toll_grid(side={side}, share={share}): needs side >= 2 and a share in (0, 1].")
+        raise InputError(
+            f"toll_grid(side={side}, share={share}): a network needs two nodes a side and a tolled arc; give side >= 2 and a "
+            f"share above 0 and at most 1."
+        )
     rng = np.random.default_rng(seed)
     node = np.arange(side * side).reshape(side, side)
     right = np.c_[node[:, :-1].ravel(), node[:, 1:].ravel()]

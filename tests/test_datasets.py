@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from bigrad.datasets import TextbookProblem, italy_power_demand, semo_prices, textbook
+from bigrad.solution import InputError
 
 PROBLEMS = textbook()
 QUADRATIC = [problem for problem in PROBLEMS if problem.coefficients is not None]
@@ -59,7 +60,7 @@ def test_italy_gives_arrays_of_the_callers_own():
 
 @pytest.mark.parametrize("train", [-1, 0, 1096])
 def test_italy_refuses_an_empty_part(train):
-    with pytest.raises(ValueError, match="choose 1 to 1095"):
+    with pytest.raises(InputError, match="choose 1 to 1095"):
         italy_power_demand(train=train)
 
 
@@ -142,7 +143,7 @@ def test_textbook_optimum_is_a_best_response(problem):
 
 def test_textbook_without_coefficients_says_so():
     problem = next(problem for problem in PROBLEMS if problem.coefficients is None)
-    with pytest.raises(ValueError, match=f"{problem.name} is not quadratic"):
+    with pytest.raises(InputError, match=f"{problem.name} is not quadratic"):
         problem.program_parts()
 
 

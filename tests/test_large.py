@@ -146,7 +146,7 @@ def test_toll_grids_are_networks_and_their_users_are_in_equilibrium():
     used = flow.value > 1e-6
     np.testing.assert_allclose(price[used], distance[net.tail, net.head][used], atol=1e-6)
     for wrong in ({"side": 1}, {"side": 3, "share": 0.0}):
-        with pytest.raises(ValueError, match="toll_grid"):
+        with pytest.raises(bg.InputError, match="toll_grid"):
             toll_grid(**wrong)
 
 

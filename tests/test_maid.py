@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import bigrad as bg
-from bigrad.optim import Step
+from bigrad.optim.maid import Step
 
 DOUBLE = torch.float64
 

@@ -253,7 +253,7 @@ def test_what_bigrad_raises_travels_back():
 
 @pytest.mark.parametrize("wrong", [{"chunk": 0}, {"time_limit": 0.0}, {"solver": bg.Spread()}])
 def test_wrong_settings_are_refused(wrong):
-    with pytest.raises(ValueError, match=next(iter(wrong))):
+    with pytest.raises(bg.InputError, match=next(iter(wrong))):
         bg.Spread(**wrong)
 
 

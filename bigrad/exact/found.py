@@ -12,7 +12,10 @@ from bigrad.solution import Outcome, Status
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """What the search of one item ended with: w = (x, y) and a proven bound on the minimised upper objective."""
+    """What the search of one item ended with: w = (x, y) and a proven bound on the minimised upper objective.
+
+    cuts, solves, rounding: cuts, follower_solves and rounding of Stats.
+    """
 
     status: Status
     w: np.ndarray | None

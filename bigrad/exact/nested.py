@@ -16,7 +16,7 @@ import numpy as np
 
 from bigrad.exact import dual, knapsack
 from bigrad.exact.answers import Follower, Pool, Responder, joined
-from bigrad.exact.cutting import Found
+from bigrad.exact.ended import Ended
 from bigrad.exact.optimality import conditions
 from bigrad.exact.second import opinion
 from bigrad.milp import End, Milp
@@ -50,7 +50,7 @@ def refusal(nested: Nested) -> str | None:
 
 def search(
     nested: Nested, pool: Pool | None = None, gap: float = 0.0, time_limit: float | None = None, seed: int = 0
-) -> Found:
+) -> Ended:
     """The optimum of a nested program, in the optimistic sense.
 
     pool: rivals of the follower known from other programs with the same follower rows; it is added to. gap: GLOBAL says
@@ -77,20 +77,19 @@ def search(
 
 def _search(
     nested: Nested, follower: Follower, responder: Responder, pool: Pool, gap: float, end: float, seed: int
-) -> Found:
-    nothing = Found(Status.FAILED, None, None, np.nan, -np.inf)
+) -> Ended:
     if (nested.lower > nested.upper).any():
-        return replace(nothing, status=Status.INFEASIBLE_UPPER)
+        return Ended(Status.INFEASIBLE_UPPER)
     if (program := knapsack.recognise(nested)) is not None:
         return _knapsack(nested, responder, program, end)
     relaxed, floor = _relaxed(nested, end)
     if relaxed is End.INFEASIBLE:
-        return replace(nothing, status=Status.INFEASIBLE_UPPER)
+        return Ended(Status.INFEASIBLE_UPPER)
     if relaxed is End.LATE:
-        return replace(nothing, status=Status.TIME_LIMIT)
+        return Ended(Status.TIME_LIMIT)
     if not follower.D.any() and responder.ray(np.zeros(nested.leaders)) is not None:
         blame = _blame(nested, end)
-        return replace(nothing, status=Status.UNBOUNDED_LOWER if blame is Status.INFEASIBLE_UPPER else blame)
+        return Ended(Status.UNBOUNDED_LOWER if blame is Status.INFEASIBLE_UPPER else blame)
     if relaxed is not End.UNBOUNDED and (mirror := dual.dualise(nested, follower, seed)) is not None:
         return _dual(nested, responder, mirror, gap, end)
     if not follower.integer.any():
@@ -117,7 +116,7 @@ def _relaxed(nested: Nested, end: float) -> tuple[End, float]:
     return found.end, floor - 1e-3 * (1 + abs(floor)) if found.end is End.OPTIMAL else -FLOOR
 
 
-def _knapsack(nested: Nested, responder: Responder, program: knapsack.Interdiction, end: float) -> Found:
+def _knapsack(nested: Nested, responder: Responder, program: knapsack.Interdiction, end: float) -> Ended:
     cut = knapsack.solve(program, end)
     x = np.zeros(nested.leaders)
     x[program.remover[cut.x]] = 1.0
@@ -125,10 +124,10 @@ def _knapsack(nested: Nested, responder: Responder, program: knapsack.Interdicti
     late = cut.bound < cut.value - 1e-6 * (1 + abs(cut.value))
     constant = nested.leader.constant
     status = Status.OPEN if late else Status.GLOBAL
-    return Found(status, x, answer.y, cut.value + constant, cut.bound + constant, nodes=cut.nodes, road="knapsack")
+    return Ended(status, x, answer.y, cut.value + constant, cut.bound + constant, nodes=cut.nodes, road="knapsack")
 
 
-def _dual(nested: Nested, responder: Responder, program: dual.Dual, gap: float, end: float) -> Found:
+def _dual(nested: Nested, responder: Responder, program: dual.Dual, gap: float, end: float) -> Ended:
     found, bound = dual.solve(program, nested, end - time.perf_counter())
     if found.v is None:
         known = {
@@ -136,27 +135,20 @@ def _dual(nested: Nested, responder: Responder, program: dual.Dual, gap: float, 
             End.LATE: Status.TIME_LIMIT,
             End.UNBOUNDED: Status.UNBOUNDED_UPPER,
         }
-        return Found(known.get(found.end, Status.FAILED), None, None, np.nan, bound, road="dual")
+        return Ended(known.get(found.end, Status.FAILED), bound=bound, road="dual")
     x = found.v
     whole = nested.integer[: nested.leaders]
     x[whole] = np.round(x[whole])
     answer = responder.answer(x)
     if answer.y is None:
-        return Found(
-            Status.FAILED,
-            None,
-            None,
-            np.nan,
-            bound,
-            cause="the follower has no answer to the decision found",
-            road="dual",
-        )
+        cause = "the follower has no answer to the decision found"
+        return Ended(Status.FAILED, bound=bound, cause=cause, road="dual")
     value = nested.leader(x, answer.y)
     status = Status.OPEN if found.end is End.LATE else Status.GLOBAL
-    return Found(status, x, answer.y, value, min(bound, value), road="dual")
+    return Ended(status, x, answer.y, value, min(bound, value), road="dual")
 
 
-def _linear(nested: Nested, follower: Follower, responder: Responder, gap: float, end: float) -> Found:
+def _linear(nested: Nested, follower: Follower, responder: Responder, gap: float, end: float) -> Ended:
     n = nested.leaders
     ended = sos.minimise(conditions(nested, follower), gap=(gap, 1e-9), seconds=end - time.perf_counter())
     if ended.v is None:
@@ -165,15 +157,8 @@ def _linear(nested: Nested, follower: Follower, responder: Responder, gap: float
             sos.DEEP: Status.UNBOUNDED_UPPER,
             sos.LATE: Status.TIME_LIMIT,
         }
-        return Found(
-            known.get(ended.status, Status.FAILED),
-            None,
-            None,
-            np.nan,
-            ended.bound,
-            nodes=ended.nodes,
-            road="optimality",
-        )
+        status = known.get(ended.status, Status.FAILED)
+        return Ended(status, bound=ended.bound, nodes=ended.nodes, road="optimality")
     x, y = ended.v[:n].copy(), ended.v[n : n + nested.followers]
     whole = nested.integer[:n]
     x[whole] = np.round(x[whole])
@@ -181,23 +166,15 @@ def _linear(nested: Nested, follower: Follower, responder: Responder, gap: float
     if answer.y is not None:
         over, v = responder.reaction(x, answer.value)
         if over is End.UNBOUNDED:
-            return Found(Status.UNBOUNDED_UPPER, None, None, np.nan, -np.inf, nodes=ended.nodes, road="optimality")
+            return Ended(Status.UNBOUNDED_UPPER, nodes=ended.nodes, road="optimality")
         if v is not None:
             x, y = v[:n], v[n:]
     value = nested.leader(x, y)
     known = {sos.OPTIMAL: Status.GLOBAL, sos.LATE: Status.OPEN}
     if ended.status == sos.DEEP:
-        return Found(
-            Status.FAILED,
-            None,
-            None,
-            np.nan,
-            -np.inf,
-            cause="the objective falls below any bound tried",
-            road="optimality",
-        )
+        return Ended(Status.FAILED, cause="the objective falls below any bound tried", road="optimality")
     status = known.get(ended.status, Status.FAILED)
-    return Found(status, x, y, value, min(ended.bound, value), nodes=ended.nodes, road="optimality")
+    return Ended(status, x, y, value, min(ended.bound, value), nodes=ended.nodes, road="optimality")
 
 
 def _blame(nested: Nested, end: float) -> Status:
@@ -210,8 +187,8 @@ def _blame(nested: Nested, end: float) -> Status:
 
 
 def _checked(
-    nested: Nested, follower: Follower, responder: Responder, found: Found, gap: float, seconds: float
-) -> Found:
+    nested: Nested, follower: Follower, responder: Responder, found: Ended, gap: float, seconds: float
+) -> Ended:
     """The claim, if two other solves of the follower and all rows bear it out; else FAILED."""
     x, y = found.x, found.y
     assert x is not None

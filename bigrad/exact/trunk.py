@@ -15,7 +15,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from bigrad.exact.answers import Follower, Pool, Responder
-from bigrad.exact.cutting import Found
+from bigrad.exact.ended import Ended
 from bigrad.exact.master import Master
 from bigrad.exact.tree import Rational, Record
 from bigrad.milp import Milp
@@ -33,8 +33,8 @@ def grow(
     seed: int,
     floor: float,
     unbounded: bool,
-) -> Found:
-    """Search by branch and cut; see `cuts.search`. unbounded: the relaxation is, so that the floor proves nothing."""
+) -> Ended:
+    """Search by branch and cut; see `nested.search`. unbounded: the relaxation is, so that the floor proves nothing."""
     n = nested.leaders
     firm = steady(nested, follower, end, seed)
     opposed = nested.zero_sum and not nested.leader_rows.matrix[:, n:].nnz
@@ -72,15 +72,14 @@ def steady(nested: Nested, f: Follower, end: float, seed: int) -> np.ndarray | N
     return milp.solve(min(end - time.perf_counter(), 5.0)).v
 
 
-def _read(nested: Nested, master: Master, record: Record, ending: str, unbounded: bool) -> Found:
+def _read(nested: Nested, master: Master, record: Record, ending: str, unbounded: bool) -> Ended:
     if ending == "userinterrupt" and record.error is None and not (record.unbounded or record.late):
         raise KeyboardInterrupt
     model = master.model
     bound = min(float(model.getDualbound()), record.bound)
     bound = bound + nested.leader.constant if abs(bound) < model.infinity() and not unbounded else -np.inf
-    nothing = Found(
-        Status.FAILED, None, None, np.nan, -np.inf, record.cuts, record.splits, 0, int(model.getNTotalNodes())
-    )
+    nodes = int(model.getNTotalNodes())
+    nothing = Ended(Status.FAILED, cuts=record.cuts, splits=record.splits, nodes=nodes)
     if record.unbounded:
         return replace(nothing, status=Status.UNBOUNDED_UPPER)
     late = record.late or ending == "timelimit" or isinstance(record.error, TimeoutError)

@@ -25,7 +25,7 @@ from bigrad.gradients.implicit import Implicit
 from bigrad.gradients.probes import coupling, curvature, third
 from bigrad.gradients.products import Exact
 from bigrad.inner import Bound
-from bigrad.krylov import CG, GMRES, MINRES, AbstractLinear, Product, Solved
+from bigrad.krylov import CG, AbstractKrylov, AbstractLinear, Product, Solved
 from bigrad.layer import Layer
 from bigrad.program import Program
 from bigrad.solution import CapabilityError, InputError, Outcome, Point, SolveError
@@ -41,7 +41,7 @@ class Continued(AbstractLinear):
 
     symmetric: ClassVar[bool] = True
 
-    def __init__(self, linear: CG | MINRES | GMRES, atol: float, x: Tensor | None):
+    def __init__(self, linear: AbstractKrylov, atol: float, x: Tensor | None):
         self.linear, self.atol, self.x, self.finest = linear, atol, x, False
         self.solved: Solved | None = None
 
@@ -124,7 +124,7 @@ class Inexact:
         if inner.constrained:
             raise CapabilityError("MAID's bounds hold where y is free, and here it is kept in a set.")
         linear = rule.linear or CG()
-        if not isinstance(linear, CG | MINRES | GMRES):
+        if not isinstance(linear, AbstractKrylov):
             raise CapabilityError(
                 f"MAID solves linear systems to a tolerance: CG(), MINRES() or GMRES(), not {linear}."
             )

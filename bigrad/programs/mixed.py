@@ -6,7 +6,6 @@ product of two, is a cost, an affine function of the Parameters.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -22,10 +21,12 @@ from bigrad.combinatorial import Combinatorial, Place
 from bigrad.nested import Nested, Objective, Rows
 from bigrad.program import Input, Program, Solver, Unknown
 from bigrad.programs.answer import best
-from bigrad.programs.cvxpy import renumber
+from bigrad.programs.cvxpy import renumber, unknowns
 from bigrad.programs.expressions import Holding
+from bigrad.programs.nested import combinatorial
 from bigrad.programs.polynomial import Leaves, NotLinearError, Polynomial, polynomial
-from bigrad.programs.roles import PRICED, Roles, declared_sign, is_integer, sort_roles, sort_single, whole
+from bigrad.programs.roles import PRICED, declared_sign, is_integer, sort_roles, sort_single, whole
+from bigrad.programs.source import Publisher
 from bigrad.solution import DeclarationError
 
 
@@ -106,20 +107,16 @@ def declare(upper: cp.Problem, lower: cp.Problem | None, responds: Sequence[cp.V
     alone[top.monomials[at, 0]] = sign * top.matrix.toarray()[0, at]
     given = tuple(declared_sign(p) for p in roles.parameters)
     costs = Costs(roles.parameters, given, tuple(matrices), alone, tuple(names))
-    variables = _unknowns(roles)
-    return Program(
-        tuple(Input(p, p.name(), p.shape, s) for p, s in zip(roles.parameters, given, strict=True)),
-        variables,
-        sign,
-        None,
-        False,
-        "it is combinatorial",
-        None,
-        Source(upper, lower, form, costs, variables),
-        default,
-        (_reload, (_stated(upper), lower and _stated(lower), list(responds), default)),
+    variables = unknowns(roles, None)
+    return combinatorial(
+        form,
+        inputs=tuple(Input(p, p.name(), p.shape, s) for p, s in zip(roles.parameters, given, strict=True)),
+        unknowns=variables,
+        sign=sign,
+        source=Source(upper, lower, form, costs, variables),
+        default=default,
+        rebuild=(_reload, (_stated(upper), lower and _stated(lower), list(responds), default)),
         derived=costs if roles.parameters else None,
-        combinatorial=form,
         shown=tuple(u.handle for u in variables),
     )
 
@@ -232,16 +229,7 @@ def _ends(v: cp.Variable) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return low, high, integer
 
 
-def _unknowns(roles: Roles) -> tuple[Unknown, ...]:
-    found, at = [], 0
-    for leads, variables in ((True, roles.leader), (False, roles.follower)):
-        for v in variables:
-            found.append(Unknown(v, v.name(), v.shape, leads, slice(at, at + v.size)))
-            at += v.size
-    return tuple(found)
-
-
-class Source:
+class Source(Publisher):
     """The user's problems after the declaration: fills their variables, the follower's objective, its gap by scipy."""
 
     def __init__(
@@ -252,14 +240,8 @@ class Source:
         costs: Costs,
         unknowns: tuple[Unknown, ...],
     ):
+        super().__init__()
         self.upper, self.lower, self.form, self.costs, self.unknowns = upper, lower, form, costs, unknowns
-        self.turn = threading.RLock()  # the user's leaves hold one call's values at a time
-
-    def publish(self, values: Mapping[Any, np.ndarray | None]) -> None:
-        """Fill `.value` of the user's variables; None clears it."""
-        with self.turn:
-            for variable, value in values.items():
-                variable.save_value(value)
 
     def lower_value(self, inputs: Mapping[Any, np.ndarray], values: Mapping[Any, np.ndarray]) -> float:
         """The follower's objective in the user's own sense; NaN with one level."""
@@ -285,7 +267,3 @@ class Source:
             costs, own, other = nested.follower.on_follower(x), y, x
         found = best(nested, leads, other)
         return np.inf if found is None else float(costs @ (own - found))
-
-    def infeasible(self, inputs: Mapping[Any, np.ndarray]) -> int | None:
-        """Not asked: there is one follower."""
-        return None

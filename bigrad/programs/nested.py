@@ -35,20 +35,22 @@ def declare(nested: Nested, leaders: Sequence[str], followers: Sequence[str], de
     at = {name: k for k, name in enumerate(names)}
     form = Combinatorial(replace(nested, leader=bare[0], follower=bare[1]), tuple(places), at.get, opposed)
     unknowns = tuple(Unknown(name, name, (), k < n, slice(k, k + 1)) for k, name in enumerate(names))
-    return Program(
-        tuple(inputs),
-        unknowns,
-        1.0,
-        None,
-        False,
-        "it is combinatorial",
-        None,
-        Source(form, 1.0),
-        default,
-        (declare, (nested, leaders, followers, default)),
-        combinatorial=form,
+    return combinatorial(
+        form,
+        inputs=tuple(inputs),
+        unknowns=unknowns,
+        sign=1.0,
+        source=Source(form, 1.0),
+        default=default,
+        rebuild=(declare, (nested, leaders, followers, default)),
         shown=(list(leaders), list(followers)),
     )
+
+
+def combinatorial(form: Combinatorial, **fields: Any) -> Program:
+    """The Program of a form that is combinatorial and nothing else; fields: what else it has."""
+    why = "it is combinatorial"
+    return Program(combinatorial=form, quadratic=None, convex=False, why_not_quadratic=why, smooth=None, **fields)
 
 
 class Source:

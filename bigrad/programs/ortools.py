@@ -15,7 +15,7 @@ from bigrad.program import Input, Program, Solver, Unknown
 from bigrad.programs import elements
 from bigrad.programs.level import Level
 from bigrad.programs.linked import Linked, assemble, link
-from bigrad.programs.nested import Source
+from bigrad.programs.nested import Source, combinatorial
 from bigrad.programs.portable import Declaration
 from bigrad.solution import DeclarationError
 
@@ -77,18 +77,14 @@ def declare(
 
         models, base = merge(linked, form.base)
         form = replace(form, models=models, base=base)
-    return Program(
-        tuple(_input(name, handles, values[name]) for name, handles in costs.items()),
-        _unknowns(linked, form),
-        top.sense if top.objective or below is None else -below.sense,
-        None,
-        False,
-        "it is combinatorial",
-        None,
-        Source(form, None if below is None else below.sense),
-        default,
-        (_again, (Declaration(leader, follower, copies, responds, costs, default, (top, own)),)),
-        combinatorial=form,
+    return combinatorial(
+        form,
+        inputs=tuple(_input(name, handles, values[name]) for name, handles in costs.items()),
+        unknowns=_unknowns(linked, form),
+        sign=top.sense if top.objective or below is None else -below.sense,
+        source=Source(form, None if below is None else below.sense),
+        default=default,
+        rebuild=(_again, (Declaration(leader, follower, copies, responds, costs, default, (top, own)),)),
         shown=_shown(linked, form, copies, responds),
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -24,23 +23,17 @@ from bigrad.programs.data import Extraction
 from bigrad.programs.expressions import Holding
 from bigrad.programs.roles import Roles, declared_bounds, declared_shape, declared_sign, sort_single
 from bigrad.programs.smooth import Smooth
-from bigrad.programs.source import PRECISE
+from bigrad.programs.source import PRECISE, Publisher
 from bigrad.quadratic import Maps
 
 
-class Single:
+class Single(Publisher):
     """The user's problem after the declaration: fills its variables, re-solves it."""
 
     def __init__(self, problem: cp.Problem, roles: Roles):
+        super().__init__()
         self.problem = problem
         self.plain = {v.id: cp.Variable(v.shape, name=v.name()) for v in roles.leader}
-        self.turn = threading.RLock()  # the user's leaves hold one call's values at a time
-
-    def publish(self, values: Mapping[Any, np.ndarray | None]) -> None:
-        """Fill `.value` of the user's variables and dual variables; None clears it."""
-        with self.turn:
-            for variable, value in values.items():
-                variable.save_value(value)
 
     def lower_value(self, inputs: Mapping[Any, np.ndarray], values: Mapping[Any, np.ndarray]) -> float:
         """NaN: there is no lower level."""
@@ -62,10 +55,6 @@ class Single:
                 if problem.status in cp.settings.SOLUTION_PRESENT:
                     return sign * (here - float(problem.value))
             return np.inf
-
-    def infeasible(self, inputs: Mapping[Any, np.ndarray]) -> int | None:
-        """None: there is no follower."""
-        return None
 
 
 def declare(problem: cp.Problem, default: Solver, parameters: Sequence[cp.Parameter] | None = None) -> Program:

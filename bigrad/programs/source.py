@@ -16,10 +16,28 @@ from bigrad.programs.roles import Roles, declared_bounds, declared_shape
 PRECISE = {"tol_gap_abs": 1e-10, "tol_gap_rel": 1e-10, "tol_feas": 1e-10}
 
 
-class Source:
+class Publisher:
+    """Fills the user's variables, which hold one call's values at a time."""
+
+    def __init__(self) -> None:
+        self.turn = threading.RLock()
+
+    def publish(self, values: Mapping[Any, np.ndarray | None]) -> None:
+        """Fill `.value` of the user's variables and dual variables; None clears it."""
+        with self.turn:
+            for variable, value in values.items():
+                variable.save_value(value)
+
+    def infeasible(self, inputs: Mapping[Any, np.ndarray]) -> int | None:
+        """None: with at most one follower, nobody is to be named."""
+        return None
+
+
+class Source(Publisher):
     """The user's problems: fills their variables, evaluates their objectives, re-solves the followers."""
 
     def __init__(self, upper: cp.Problem, lower: Sequence[cp.Problem], roles: Roles):
+        super().__init__()
         self.upper, self.lower, self.roles = upper, tuple(lower), roles
         several = roles.follower if len(self.lower) > 1 else ()
         self.plain = {v.id: cp.Variable(v.shape, name=v.name()) for v in (*roles.leader, *roles.follower)}
@@ -28,7 +46,6 @@ class Source:
             for v in (*roles.leader, *several)
         }
         self.belows = [self._below(problem, own) for problem, own in zip(self.lower, roles.players, strict=True)]
-        self.turn = threading.RLock()  # the user's leaves hold one call's values at a time
 
     @property
     def rows(self) -> list[cp.Constraint | None]:
@@ -57,12 +74,6 @@ class Source:
         rows = [c.tree_copy(swap) for c in _involving(lower.constraints, own)]
         rows += declared_shape(own, plain) + declared_bounds(own, plain)
         return cp.Problem(cp.Minimize(objective.tree_copy(swap)), rows)
-
-    def publish(self, values: Mapping[Any, np.ndarray | None]) -> None:
-        """Fill `.value` of the user's variables; None clears it."""
-        with self.turn:
-            for variable, value in values.items():
-                variable.save_value(value)
 
     def lower_value(
         self, inputs: Mapping[Any, np.ndarray], values: Mapping[Any, np.ndarray]

@@ -37,8 +37,6 @@ class Functions:
     cos: Callable[[Any], Any]
 
 
-FLOATS = Functions(*(lambda a, f=f: float(f(a)) for f in (np.exp, np.log, np.sin, np.cos)))
-
 ELEMENTWISE: dict[type, Callable[..., Any]] = {
     cp.exp: lambda f, a: f.exp(a),
     cp.log: lambda f, a: f.log(a),

@@ -128,9 +128,18 @@ def _slacks(pull: np.ndarray, sizes: Sizes | Layout, w: np.ndarray) -> tuple[np.
     return w[:, lam], -pull[:, kappa], pull[:, lam], w[:, kappa], -pull[:, gamma], w[:, gamma]
 
 
-def near_zero(values: np.ndarray) -> np.ndarray:
+def near_zero(values: np.ndarray, touch: float = TOUCH) -> np.ndarray:
     """The threshold below which entries of a batch of vectors count as zero, (batch, 1)."""
-    return TOUCH * (1 + abs(values).max(-1, keepdims=True, initial=0.0))
+    return touch * (1 + abs(values).max(-1, keepdims=True, initial=0.0))
+
+
+def asking(
+    tight: np.ndarray, lam: np.ndarray, slack: np.ndarray, kappa: np.ndarray, tau: np.ndarray, touch: float = TOUCH
+) -> np.ndarray:
+    """How strongly each biactive pair's other multiplier asks to cross to the other side; 0 where it does not."""
+    idle, closed = lam <= near_zero(lam, touch), slack <= near_zero(slack, touch)
+    ask = np.where(tight, np.where(idle, -kappa, 0.0), np.where(closed, -tau, 0.0))
+    return np.where(ask > near_zero(np.concatenate([kappa, tau], -1), touch), ask, 0.0)
 
 
 def free_unknowns(pull: np.ndarray, sizes: Sizes | Layout, w: np.ndarray, tight: np.ndarray) -> np.ndarray:

@@ -20,7 +20,7 @@ from bigrad.programs.smooth import Smooth
 from bigrad.quadratic import Data, Sizes
 from bigrad.solution import Outcome, Point, Status
 from bigrad.solvers import uno
-from bigrad.solvers.active import TOUCH
+from bigrad.solvers.active import TOUCH, asking
 from bigrad.solvers.base import AbstractSolver, batch_size, whole_numbers
 from bigrad.solvers.branch import branch
 from bigrad.solvers.scaling import Scaling
@@ -328,21 +328,16 @@ class _Search:
         return uno.BROKEN if runaway else state.status
 
     def _wrong(self, state: State, tight: np.ndarray) -> np.ndarray:
-        """How strongly each biactive pair's other multiplier asks to cross to the other side; 0 where it does not."""
+        """See active.asking."""
         stages = self.stages
         lam, s, kappa = state.X[stages.lam], state.X[stages.s], state.m[stages.kappa]
         tau = stages.system.residual(np.r_[state.X[: stages.n], state.m])[stages.lam]
-        ask = np.where(tight, np.where(lam <= _near(lam), -kappa, 0.0), np.where(s <= _near(s), -tau, 0.0))
-        return np.where(ask > _near(np.r_[kappa, tau]), ask, 0.0)
+        return asking(tight, lam, s, kappa, tau)
 
 
 def _below(a: float, b: float) -> bool:
     """Whether the objective a is clearly better than b."""
     return a < b - GAIN * (1 + abs(b)) if np.isfinite(b) else a < b
-
-
-def _near(values: np.ndarray) -> float:
-    return TOUCH * (1 + abs(values).max(initial=0.0))
 
 
 def _quadratic(data: Data, sizes: Sizes, invalid: np.ndarray, own: np.ndarray | None) -> Iterator[System | None]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from bigrad.affine import mv
 from bigrad.quadratic import Data, Sizes, crossing, value
-from bigrad.solvers.active import near_zero
+from bigrad.solvers.active import asking
 from bigrad.solvers.convex import SOLVED
 from bigrad.solvers.piece import PieceSolver
 
@@ -61,17 +61,13 @@ class Search:
         F = value(data, w)
         x, y, lam, _, _, kappa, *_ = (w[:, s] for s in self.sizes.blocks)
         slack = data.b - mv(data.A, y) - mv(data.B, x)
-        tau = crossing(data, self.sizes, w)
-        ask = np.where(
-            tight, np.where(lam <= near_zero(lam), -kappa, 0.0), np.where(slack <= near_zero(slack), -tau, 0.0)
-        )
         columns = {
             "item": items,
             "tight": tight,
             "w": w,
             "flag": flag,
             "F": np.where(flag > 0, F, np.inf),
-            "wrong": np.where(ask > near_zero(np.concatenate([kappa, tau], -1)), ask, 0.0),
+            "wrong": asking(tight, lam, slack, kappa, crossing(data, self.sizes, w)),
         }
         for name, column in columns.items():
             setattr(self, name, np.concatenate([getattr(self, name), column]))

@@ -16,6 +16,7 @@ from collections.abc import Callable
 import numpy as np
 import scipy.sparse as sp
 
+from bigrad.solvers.active import asking
 from bigrad.solvers.model import Frame, Model
 from bigrad.solvers.sparse_qp import SOLVED, UNBOUNDED, Optimum, solve_qp
 
@@ -188,12 +189,11 @@ class Sequence:
         return (v, m, frame.system.objective(v)) if k or done else None
 
     def _wrong(self, v: np.ndarray, m: np.ndarray, tight: np.ndarray) -> np.ndarray:
-        """How strongly each biactive pair's other multiplier asks to cross to the other side; 0 where it does not."""
+        """See active.asking."""
         frame = self.frame
         lam, s, kappa = v[frame.lam], frame.slack(v), m[frame.kappa]
         tau = frame.system.residual(np.r_[v, m])[frame.lam]
-        ask = np.where(tight, np.where(lam <= _near(lam), -kappa, 0.0), np.where(s <= _near(s), -tau, 0.0))
-        return np.where(ask > _near(np.r_[kappa, tau]), ask, 0.0)
+        return asking(tight, lam, s, kappa, tau, ZERO)
 
     @property
     def _rigid(self) -> np.ndarray:
@@ -270,7 +270,3 @@ def _damped(model: Model, weight: float) -> Model:
 
 def _small(step: np.ndarray, v: np.ndarray) -> bool:
     return bool(abs(step).max(initial=0.0) <= STILL * (1 + abs(v).max(initial=0.0)))
-
-
-def _near(values: np.ndarray) -> float:
-    return ZERO * (1 + abs(values).max(initial=0.0))

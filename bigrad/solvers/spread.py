@@ -20,7 +20,7 @@ import numpy as np
 from bigrad.parallel import only_one, single_blas
 from bigrad.processes import Lost, processes, run
 from bigrad.program import Program
-from bigrad.solution import BigradError, Outcome, Point, Status
+from bigrad.solution import BigradError, InputError, Outcome, Point, Status
 from bigrad.solvers.base import AbstractSolver, batch_size
 
 ROUNDS = 4
@@ -53,11 +53,11 @@ class Spread(AbstractSolver):
 
     def __post_init__(self) -> None:
         if self.chunk is not None and self.chunk < 1:
-            raise ValueError(f"Spread(chunk={self.chunk}): give at least one item, or None.")
+            raise InputError(f"Spread(chunk={self.chunk}): give at least one item, or None.")
         if self.time_limit is not None and not self.time_limit > 0:
-            raise ValueError(f"Spread(time_limit={self.time_limit}): give seconds above zero, or None.")
+            raise InputError(f"Spread(time_limit={self.time_limit}): give seconds above zero, or None.")
         if isinstance(self.solver, Spread):
-            raise ValueError("Spread(solver=Spread(…)): a batch is spread once; give the solver that does the work.")
+            raise InputError("Spread(solver=Spread(…)): a batch is spread once; give the solver that does the work.")
 
     def accepts(self, program: Program) -> str | None:
         """What the solver that does the work says."""

@@ -1,4 +1,4 @@
-"""What a search for the optimum of a nested program with integers returns, whichever road it took."""
+"""Ended: where a search over two models ended, whichever road it took."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from bigrad.solution import Status
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
-    """Where a search ended.
+class Ended:
+    """Where the search of one nested program ended; `Cuts` makes a `found.Found` of it.
 
     x, y: None where the status is not ok. value: the leader's objective, bound: proven to be at most the optimum,
     -inf where nothing is proven. cuts, splits: rows added and nodes split for rival answers; answers: solves of the
@@ -19,10 +19,10 @@ class Found:
     """
 
     status: Status
-    x: np.ndarray | None
-    y: np.ndarray | None
-    value: float
-    bound: float
+    x: np.ndarray | None = None
+    y: np.ndarray | None = None
+    value: float = np.nan
+    bound: float = -np.inf
     cuts: int = 0
     splits: int = 0
     answers: int = 0
