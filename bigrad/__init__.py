@@ -86,6 +86,7 @@ if TYPE_CHECKING:
     from bigrad.solvers.mehrotra import Mehrotra
     from bigrad.solvers.methods import FISTA, GradientDescent, HeavyBall
     from bigrad.solvers.pieces import Pieces
+    from bigrad.solvers.projected import ProjectedGradient
     from bigrad.solvers.relaxation import Relaxation
     from bigrad.solvers.saddle import Saddle
     from bigrad.solvers.sparse import Sparse
@@ -168,6 +169,7 @@ _HOMES = {
     "Pieces": "solvers.pieces",
     "Program": "program",
     "Progress": "optim.maid",
+    "ProjectedGradient": "solvers.projected",
     "Proximal": "gradients.proximal",
     "Regularised": "gradients.regularised",
     "Relative": "gradients.steps",
@@ -272,6 +274,7 @@ __all__ = [
     "Pieces",
     "Program",
     "Progress",
+    "ProjectedGradient",
     "Proximal",
     "Regularised",
     "Relative",
