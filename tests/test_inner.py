@@ -654,7 +654,12 @@ def test_a_loss_without_second_derivatives_says_so_and_has_rules_that_do_without
         (lambda: bg.Layer(RIDGE, solver=bg.ActiveSet()), bg.CapabilityError, "torch function"),
         (lambda: bg.Layer(RIDGE, gradient=bg.Interpolate()), bg.CapabilityError, "costs"),
         (lambda: bg.Layer(RIDGE, gradient=bg.Unrolled()), bg.CapabilityError, "follows the steps"),
-        (lambda: bg.Layer(bg.argmin(ridge, ZERO, within=bg.Box(0, 1))), bg.CapabilityError, "FISTA"),
+        (
+            lambda: bg.Layer(bg.argmin(ridge, ZERO, within=bg.Box(0, 1)), solver=bg.Descent(bg.LBFGS())),
+            bg.CapabilityError,
+            "ProjectedGradient",
+        ),
+        (lambda: bg.Descent(bg.ProjectedGradient), bg.InputError, "ProjectedGradient()"),
         (
             lambda: bg.Layer(
                 bg.argmin(ridge, ZERO, within=torch.relu),

@@ -102,7 +102,7 @@ class Schedule(AbstractMethod):
 
 
 def _step(of: Slope, inner: Inner, point: Tensor, value: Tensor, slope: Tensor, length: float) -> Found | None:
-    """The projected step of this length; None if g curves more along it than 1 / length."""
+    """The projected step of this length; None if g curves more along it than 1 / length, or is not finite there."""
     import torch
 
     p = inner.project(point.sub(slope, alpha=length))
@@ -111,7 +111,8 @@ def _step(of: Slope, inner: Inner, point: Tensor, value: Tensor, slope: Tensor, 
     bend = 2 * (float(there) - float(value) - float(slope @ d))
     if allowed <= torch.finfo(p.dtype).eps ** 0.5 * (1 + abs(float(value))):  # lost in rounding: slopes say the same
         bend = float((after - slope) @ d)
-    return (p, there, after, length) if bend <= allowed * (1 + 1e-6) else None  # no NaN either
+    fine = bend <= allowed * (1 + 1e-6) and float(after.norm()) < float("inf")  # neither for NaN
+    return (p, there, after, length) if fine else None
 
 
 def _search(of: Slope, inner: Inner, point: Tensor, value: Tensor, slope: Tensor, length: float) -> Found | None:
