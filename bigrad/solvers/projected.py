@@ -35,7 +35,7 @@ AFRESH = (1 + sqrt(5)) / 2
 @dataclass(frozen=True)
 class ProjectedGradient:
     """Accelerated projected gradient steps with backtracking and restart: the first choice where y is kept in a set and
-    nothing is known of the curvature. Two gradients a step, and one at a restart.
+    nothing is known of the curvature. Two gradients a step, one more for each length that is refused.
 
     Lengths are powers of two, and when momentum starts afresh is a yes or no, so near almost every x both stay as they are:
     `Unrolled` through the steps that were taken is their exact derivative.
