@@ -86,6 +86,7 @@ if TYPE_CHECKING:
     from bigrad.solvers.mehrotra import Mehrotra
     from bigrad.solvers.methods import FISTA, GradientDescent, HeavyBall
     from bigrad.solvers.pieces import Pieces
+    from bigrad.solvers.projected import ProjectedGradient
     from bigrad.solvers.relaxation import Relaxation
     from bigrad.solvers.saddle import Saddle
     from bigrad.solvers.sparse import Sparse
@@ -148,6 +149,7 @@ _NAMES = {
     "solvers.mehrotra": "Mehrotra",
     "solvers.methods": "FISTA GradientDescent HeavyBall",
     "solvers.pieces": "Pieces",
+    "solvers.projected": "ProjectedGradient",
     "solvers.relaxation": "Relaxation",
     "solvers.saddle": "Saddle",
     "solvers.sparse": "Sparse",
@@ -231,6 +233,7 @@ __all__ = [
     "Pieces",
     "Program",
     "Progress",
+    "ProjectedGradient",
     "Proximal",
     "Regularised",
     "Relative",

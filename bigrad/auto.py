@@ -51,7 +51,7 @@ class Auto(AbstractSolver, AbstractGradient):
         if program.inner:
             from bigrad.solvers.descent import Descent
 
-            return Descent(), Descent().choose(program)[1]
+            return Descent().choose(program)
 
         from bigrad.solvers.active_set import ActiveSet
         from bigrad.solvers.certificate import Global

@@ -33,6 +33,7 @@ from bigrad.solution import CapabilityError, InputError, Outcome, Point, Solutio
 from bigrad.solvers.base import AbstractSolver, batch_size
 from bigrad.solvers.descent import Descent
 from bigrad.solvers.methods import AbstractMethod
+from bigrad.solvers.projected import ProjectedGradient
 
 Starts = Sequence[Solution | None] | Sequence[Point | None]
 """Solutions or what a Memory keeps of them, one per item."""
@@ -308,8 +309,12 @@ def _unfit(program: Program, solver: Any, rule: Any) -> str | None:
     """Why a rule cannot work with this solver's steps or with these constraints; None where it can."""
     if isinstance(rule, Implicit) and not program.inner and (rule.linear or rule.products or rule.bound):
         return f"{rule}: linear, products and bound are for torch functions; a model's derivatives are solved for exactly. Use Implicit()."
-    if isinstance(rule, Unrolled) and not (isinstance(solver, Descent) and isinstance(solver.method, AbstractMethod)):
-        return f"{rule} follows the steps of GradientDescent, HeavyBall or FISTA, and the solver is {solver}. Take Implicit() or EqProp()."
+    method = getattr(solver.choose(program)[0], "method", None) if isinstance(rule, Unrolled) else None
+    if isinstance(rule, Unrolled) and not isinstance(method, AbstractMethod | ProjectedGradient):
+        return (
+            f"{rule} follows the steps of GradientDescent, HeavyBall, FISTA or ProjectedGradient, and the solver is {solver}. "
+            "Take Implicit() or EqProp()."
+        )
     if (
         isinstance(rule, Implicit)
         and program.inner

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ON_BOUNDARY = 1e-9
-"""A point this close to a sphere, relative to its radius, lies on it."""
+"""A point this close to a sphere, relative to its radius, lies on it; or four roundings of its precision, if that is more."""
 
 
 class AbstractSet(ABC):
@@ -90,7 +90,7 @@ class Simplex(AbstractSet):
         falling = y.sort(-1, descending=True).values
         count = torch.arange(1, y.shape[-1] + 1, dtype=y.dtype, device=y.device)
         levels = (falling.cumsum(-1) - self.total) / count
-        last = (falling > levels).sum(-1, keepdim=True) - 1
+        last = ((falling > levels).sum(-1, keepdim=True) - 1).clamp(min=0)  # below only for NaN, which goes on
         return (y - levels.gather(-1, last)).clamp(min=0.0)
 
     def along(self, y: Tensor, slope: Tensor, v: Tensor) -> Tensor:
@@ -131,4 +131,7 @@ class Ball(AbstractSet):
         return float(slope.norm()) / self.radius if self._held(y, slope) else 0.0
 
     def _held(self, y: Tensor, slope: Tensor) -> bool:
-        return bool(y.norm() >= self.radius * (1 - ON_BOUNDARY)) and bool((y * slope).sum() < 0)
+        import torch
+
+        near = max(ON_BOUNDARY, 4 * torch.finfo(y.dtype).eps)
+        return float(y.norm()) >= self.radius * (1 - near) and bool((y * slope).sum() < 0)

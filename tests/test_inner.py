@@ -200,15 +200,23 @@ def quadratic():
     return program, ones, known, loss, float(eigen[0]), float(eigen[-1])
 
 
+def digits(error):
+    """Two of them."""
+    return float(f"{error:.1e}")
+
+
 REACHED = {
     "GradientDescent": {20: 0.25, 40: 7.2e-2, 60: 2.1e-2, 80: 6.3e-3, 100: 1.9e-3},
     "HeavyBall": {20: 1.1e-2, 40: 2.4e-5, 60: 3.9e-8, 80: 5.7e-11},
-    "FISTA": {20: 0.13, 40: 4.9e-3, 60: 1.5e-4, 80: 4.2e-6, 100: 1.1e-7},
+    "FISTA": {20: 0.13, 40: 4.9e-3, 60: 1.5e-4, 80: 4.1e-6, 100: 1.1e-7},
 }
 
 
 @pytest.mark.parametrize("name", REACHED)
 def test_lower_solver_errors_are_the_reference_figures(name):
+    """To two digits. The reference prints 4.2e-6 for FISTA after 80 steps; here, and in a loop of plain numpy, it is 4.149e-6, which makes
+    4.2e-6 if it is rounded to 4.15e-6 first. Another start of t, constants rounded to the digits printed, or the error where
+    the gradient is asked for make other figures of that row wrong or do not explain it."""
     program, ones, known, loss, mu, large = quadratic()
     assert (round(large, 1), round(mu, 2), round(float(loss(known(ones))), 2)) == (5108.1, 145.60, 3109.26)
     method = bg.FISTA(large, mu) if name == "FISTA" else getattr(bg, name).tuned(large, mu)
@@ -216,11 +224,14 @@ def test_lower_solver_errors_are_the_reference_figures(name):
         memory = bg.Memory().at([0])
         x = bg.Layer(program, solver=bg.Descent(method, steps, tol=0, mu=mu))(ones, warm_start=memory)
         error = float((x - known(ones)).norm())
-        assert error == pytest.approx(reference, rel=0.05)
+        assert digits(error) == reference
         assert error <= memory.solutions[0].stats.error
 
 
 def test_hypergradients_are_the_reference_figures():
+    """To two digits. 50 and 200 steps of gradient descent on the linear system, from zero, are Neumann series of 49 and 199 terms behind
+    the first. CG is exact after as many steps as there are unknowns, so what is left there, 5.9e-12 in the reference, is rounding, which
+    depends on the order of sums. The reference's heavy ball for the linear system has no counterpart here."""
     program, ones, known, loss, mu, large = quadratic()
     truth = gradient_of(known, ones, loss)
     assert float(truth.norm()) == pytest.approx(5.322e3, rel=1e-3)
@@ -234,14 +245,14 @@ def test_hypergradients_are_the_reference_figures():
         return float((found - truth).norm()), memory
 
     stay = bg.Descent(bg.GradientDescent.tuned(large, mu), tol=1e-6, mu=mu)
-    assert error(bg.Implicit(bg.CG(tol=0, steps=10)), stay, exact)[0] <= 1e-9  # printed: 5.9e-12
+    assert error(bg.Implicit(bg.CG(tol=0, steps=10)), stay, exact)[0] <= 1e-10
     for terms, reference in ((49, 3.1e2), (199, 5.9e-2)):
         found, _ = error(bg.Implicit(bg.Neumann(terms, 2 / (large + mu))), stay, exact)
-        assert found == pytest.approx(reference, rel=0.15)
-    for steps, reference in ((20, 54.4), (60, 1.9e-4)):
+        assert digits(found) == reference
+    for steps, reference in ((20, 54.0), (60, 1.9e-4)):
         solver = bg.Descent(bg.HeavyBall.tuned(large, mu), steps=steps, tol=0)
         found, memory = error(bg.Implicit(bg.CG(tol=1e-13)), solver)
-        assert found == pytest.approx(reference, rel=0.05)
+        assert digits(found) == reference
         assert memory.solutions[0].stats.adjoint_steps <= 11
         assert memory.solutions[0].stats.adjoint_residual <= 1e-8
 
@@ -654,7 +665,12 @@ def test_a_loss_without_second_derivatives_says_so_and_has_rules_that_do_without
         (lambda: bg.Layer(RIDGE, solver=bg.ActiveSet()), bg.CapabilityError, "torch function"),
         (lambda: bg.Layer(RIDGE, gradient=bg.Interpolate()), bg.CapabilityError, "costs"),
         (lambda: bg.Layer(RIDGE, gradient=bg.Unrolled()), bg.CapabilityError, "follows the steps"),
-        (lambda: bg.Layer(bg.argmin(ridge, ZERO, within=bg.Box(0, 1))), bg.CapabilityError, "FISTA"),
+        (
+            lambda: bg.Layer(bg.argmin(ridge, ZERO, within=bg.Box(0, 1)), solver=bg.Descent(bg.LBFGS())),
+            bg.CapabilityError,
+            "ProjectedGradient",
+        ),
+        (lambda: bg.Descent(bg.ProjectedGradient), bg.InputError, "ProjectedGradient()"),
         (
             lambda: bg.Layer(
                 bg.argmin(ridge, ZERO, within=torch.relu),

@@ -27,7 +27,8 @@ class Unrolled(AbstractGradient):
 
     last: differentiate only so many last steps (the state before them counts as constant); None is all. pieces: into how
     many stretches the steps are cut, None for their square root: memory is that of the longest stretch's graph and of one
-    state for each; 1 keeps the whole graph at once and is the fastest. For GradientDescent, HeavyBall and FISTA.
+    state for each; 1 keeps the whole graph at once and is the fastest. For GradientDescent, HeavyBall,
+    FISTA and ProjectedGradient.
     """
 
     last: int | None = None

@@ -1,14 +1,15 @@
 """Descent: first-order methods for a lower level written in torch, stopped by steps or by a certificate.
 
 With mu-strong convexity, |y - y*| <= |grad g(y)| / mu; under a projection, with r = |y - P(y - s grad g)| / s, |y - y*| <=
-(1 + s L) r / mu (Pang, Math. Oper. Res. 1987). Ehrhardt and Roberts, IMA J. Appl. Math. 2023, section 2.
+(1 + s L) r / mu (Pang, Math. Oper. Res. 1987); without L: bigrad/solvers/projected.py. Ehrhardt and Roberts, IMA J. Appl.
+Math. 2023, section 2.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -18,11 +19,12 @@ from bigrad.solution import InputError, Outcome, Point, Status
 from bigrad.solvers.base import AbstractSolver
 from bigrad.solvers.lbfgs import LBFGS
 from bigrad.solvers.methods import AbstractMethod, State
+from bigrad.solvers.projected import ProjectedGradient
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from bigrad.inner import Bound
+    from bigrad.inner import Bound, Inner
 
 NUDGE = 1e-6
 """A nudged solve goes on until its residual is this share of the nudge, or the root of the precision's epsilon."""
@@ -36,12 +38,14 @@ SETTLING = (
 FALLING = "Raise steps or tol of Descent, choose another method, or set tol=0 to take just these steps."
 Optimisers = Callable[[Iterable[Any]], Any]
 """Parameters to a torch optimiser: functools.partial(torch.optim.Adam, lr=1e-2)."""
+Method = AbstractMethod | LBFGS | ProjectedGradient | Optimisers
 
 
 @dataclass(frozen=True)
 class Descent(AbstractSolver):
-    """Minimises a torch function by `method`: LBFGS(), GradientDescent, HeavyBall, FISTA, or a function that makes a
-    torch optimiser of parameters, such as `functools.partial(torch.optim.Adam, lr=1e-2)`.
+    """Minimises a torch function by `method`: LBFGS(), ProjectedGradient(), GradientDescent, HeavyBall, FISTA, or a function
+    that makes a torch optimiser of parameters, such as `functools.partial(torch.optim.Adam, lr=1e-2)`. None takes what needs
+    no constants: ProjectedGradient() where y is kept in a set, LBFGS() where it is free.
 
     tol: the largest |y - y*| that is accepted, where mu, the strong convexity of the inner loss, is given; without mu the
     largest norm of its gradient. What has not come there in `steps` steps has failed: ITERATION_LIMIT. tol=0 takes exactly
@@ -54,18 +58,19 @@ class Descent(AbstractSolver):
     gradient is small: it can only settle.
     """
 
-    method: AbstractMethod | LBFGS | Optimisers = field(default_factory=LBFGS)
+    method: Method | None = None
     steps: int = 1000
     tol: float | None = None
     mu: float | None = None
     on_device: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        ours = isinstance(self.method, AbstractMethod | LBFGS)
-        if not (ours or callable(self.method)) or self.method in (LBFGS, *AbstractMethod.__subclasses__()):
+        ours = isinstance(self.method, AbstractMethod | LBFGS | ProjectedGradient | None)
+        bare = (LBFGS, ProjectedGradient, *AbstractMethod.__subclasses__())
+        if not (ours or callable(self.method)) or self.method in bare:
             raise InputError(
-                f"Descent(method={self.method!r:.60}): give LBFGS(), GradientDescent(…), HeavyBall(…), FISTA(…) or a function that makes "
-                "a torch optimiser, like functools.partial(torch.optim.Adam, lr=1e-2)."
+                f"Descent(method={self.method!r:.60}): give LBFGS(), ProjectedGradient(), GradientDescent(…), HeavyBall(…), FISTA(…) or a "
+                "function that makes a torch optimiser, like functools.partial(torch.optim.Adam, lr=1e-2)."
             )
         if self.steps < 1 or (self.tol is not None and not self.tol >= 0) or (self.mu is not None and not self.mu > 0):
             raise InputError(
@@ -78,12 +83,18 @@ class Descent(AbstractSolver):
         if program.inner is None:
             return f"{self} minimises torch functions, and this program is a model. Use Auto()."
         if program.inner.constrained and isinstance(self.method, LBFGS):
-            return "LBFGS() cannot keep y in a set. Use Descent(FISTA(L, mu)) or Descent(GradientDescent(step_size))."
+            return "LBFGS() cannot keep y in a set. Use Descent(), which takes ProjectedGradient() there."
         return None
 
     def choose(self, program: Program) -> tuple[AbstractSolver, str]:
-        """Itself."""
-        return self, "Asked for." if self != Descent() else "L-BFGS needs no constants of the inner loss."
+        """Itself, with a method."""
+        if self.method is not None or program.inner is None:
+            return self, "Asked for."
+        method = self._method(program.inner)
+        return replace(self, method=method), f"{type(method).__name__} needs no constants of the inner loss."
+
+    def _method(self, inner: Inner) -> Method:
+        return self.method or (ProjectedGradient() if inner.constrained else LBFGS())
 
     def solve(
         self, program: Program, theta: tuple[Any, ...], warm_start: Sequence[Point | None] | None = None
@@ -117,16 +128,17 @@ class Descent(AbstractSolver):
             )
             cause += ", but the loss has settled. " if settled else ". "
             cause += SETTLING if settled else FALLING
-        follow = Followed(self, start, run.steps, run.ahead)
+        follow = Followed(self, run.schedule or self._method(bound.inner), start, run.steps, run.ahead)
         return _outcome(run.y, status, run.losses[-1], run.residual, run.steps, began, cause, follow)
 
     def error(self, bound: Bound, residual: float) -> float | None:
-        """The bound on |y - y*| that a residual proves; None where mu is not known, or L under a projection."""
+        """The bound on |y - y*| that a residual proves; None where mu is not known, or L is needed under a projection."""
         if self.mu is None:
             return None
-        if not bound.inner.constrained:
+        method = self._method(bound.inner)
+        if not bound.inner.constrained or isinstance(method, ProjectedGradient):
             return residual / self.mu
-        return (1 + self.method.reach) * residual / self.mu if isinstance(self.method, AbstractMethod) else None
+        return (1 + method.reach) * residual / self.mu if isinstance(method, AbstractMethod) else None
 
     def promised(self, bound: Bound, start: Tensor, mu: float, L: float | None) -> float | None:
         """The |y - y*| that it reaches from the start where mu <= H <= L, unless it fails: tol, or with tol=0 what the
@@ -150,11 +162,14 @@ class Descent(AbstractSolver):
         return min(goal, own) if own else goal
 
     def _run(self, bound: Bound, y: Tensor, push: Tensor | None, own: float | None) -> Run:
-        if isinstance(self.method, AbstractMethod):
-            return self._steps(self.method, bound, y, push, own)
-        if isinstance(self.method, LBFGS):
-            return self._quasi(self.method, bound, y, push, own)
-        return self._optimise(self.method, bound, y, push, own)
+        method = self._method(bound.inner)
+        if isinstance(method, AbstractMethod):
+            return self._steps(method, bound, y, push, own)
+        if isinstance(method, LBFGS):
+            return self._quasi(method, bound, y, push, own)
+        if isinstance(method, ProjectedGradient):
+            return self._projected(method, bound, y, push, own)
+        return self._optimise(method, bound, y, push, own)
 
     def _steps(self, method: AbstractMethod, bound: Bound, y: Tensor, push: Tensor | None, own: float | None) -> Run:
         state, goal = method.first(y), np.inf
@@ -190,6 +205,19 @@ class Descent(AbstractSolver):
         y, losses, slope = method.minimise(lambda at: bound.slope(at, push), y, value, slope, self.steps, least)
         return Run(y, losses, float(slope.norm()), goal, len(losses) - 1, False)
 
+    def _projected(
+        self, method: ProjectedGradient, bound: Bound, y: Tensor, push: Tensor | None, own: float | None
+    ) -> Run:
+        y, losses, residual, goal, schedule = method.minimise(
+            lambda at: bound.slope(at, push),
+            y,
+            bound.inner,
+            self.steps,
+            lambda first: self._goal(bound, first, own),
+            self.tol != 0,
+        )
+        return Run(y, losses, residual, goal, len(losses) - 1, False, schedule)
+
     def _optimise(self, make: Optimisers, bound: Bound, y: Tensor, push: Tensor | None, own: float | None) -> Run:
         import torch
 
@@ -219,7 +247,7 @@ class Descent(AbstractSolver):
 @dataclass(frozen=True, eq=False)
 class Run:
     """Where a minimisation ended. losses: on the way, y's the last. ahead: y is where the gradient was asked for, not the
-    method's own y."""
+    method's own y. schedule: the steps, where the method alone does not tell them."""
 
     y: Tensor
     losses: list[float]
@@ -227,13 +255,15 @@ class Run:
     goal: float
     steps: int
     ahead: bool
+    schedule: AbstractMethod | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Followed:
-    """How a solution was reached: bigrad.inner.Follow."""
+    """How a solution was reached: bigrad.inner.Follow. method: what took the steps."""
 
     solver: Descent
+    method: Method
     start: Tensor
     steps: int
     ahead: bool
@@ -241,16 +271,16 @@ class Followed:
     @property
     def differentiable(self) -> bool:
         """Whether its steps can be followed by autograd."""
-        return isinstance(self.solver.method, AbstractMethod)
+        return isinstance(self.method, AbstractMethod)
 
     def first(self) -> State:
         """The state at the start."""
-        assert isinstance(self.solver.method, AbstractMethod)
-        return self.solver.method.first(self.start)
+        assert isinstance(self.method, AbstractMethod)
+        return self.method.first(self.start)
 
     def forth(self, bound: Bound, leaves: Sequence[Tensor] | None, state: State, count: int) -> State:
         """The state so many steps later; in the autograd graph of state and leaves, where these are given."""
-        method = self.solver.method
+        method = self.method
         assert isinstance(method, AbstractMethod)
         for _ in range(count):
             point = method.at(state)
@@ -260,8 +290,8 @@ class Followed:
 
     def answer(self, state: State) -> Tensor:
         """y of the last state."""
-        assert isinstance(self.solver.method, AbstractMethod)
-        return self.solver.method.at(state) if self.ahead else state[0]
+        assert isinstance(self.method, AbstractMethod)
+        return self.method.at(state) if self.ahead else state[0]
 
     def promised(self, bound: Bound, mu: float, L: float | None) -> float | None:
         """See Descent.promised."""
