@@ -130,7 +130,7 @@ class Inner:
 
         def pick(t: Tensor) -> Tensor | int:
             if not (wanted and t.requires_grad):
-                return t.detach()
+                return t.clone() if t.is_inference() else t.detach()
             leaves.append(t)
             return len(leaves) - 1
 
@@ -183,7 +183,13 @@ class Bound:
             _map(a, lambda leaf: leaves[leaf.held] if isinstance(leaf.held, int) else leaf.held, _Leaf)
             for a in self.args
         ]
+        before = _versions(args[0])
         loss = self.inner.function(*args[:1], self.inner.unflatten(y), *args[1:])
+        if _versions(args[0]) != before:
+            raise InputError(
+                "The inner loss changes its first argument in place, so each evaluation is of another problem, and your own tensor has "
+                "been changed. Write x - y for x.sub_(y), and x = x + 1 for x += 1."
+            )
         if not isinstance(loss, Tensor) or loss.ndim or not loss.is_floating_point():
             got = (
                 f"a tensor of {loss.dtype}, shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"{loss!r:.60}"
@@ -301,6 +307,13 @@ def _map(tree: Tree, act: Callable[[Any], Any], kind: type) -> Tree:
         parts: Iterator[Any] = (_map(v, act, kind) for v in tree)
         return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)
     return tree
+
+
+def _versions(tree: Tree) -> list[int]:
+    """How often each tensor has been changed in place."""
+    found: list[int] = []
+    _map(tree, lambda t: found.append(t._version), Tensor)
+    return found
 
 
 def _note(t: Tensor | int, found: list[bool]) -> None:

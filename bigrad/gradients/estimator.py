@@ -54,6 +54,11 @@ class AbstractEstimator(AbstractGradient):
 
     def __call__(self, oracle: Oracle | Function, maximise: bool = False) -> Differentiable:
         """The differentiable function. maximise: whether a Python function maximises; an Oracle knows its sense."""
+        if not (isinstance(oracle, Oracle) or callable(oracle)):
+            raise InputError(
+                f"{type(self).__name__}(…)(oracle): needs an Oracle or a function from costs to a decision, got {type(oracle).__name__}. "
+                "Costs come after it: rule(oracle)(costs)."
+            )
         return Differentiable(self, oracle, maximise)
 
     def apply(self, oracle: Oracle, costs: Tensor) -> Tensor:
@@ -109,7 +114,12 @@ class Plain(Oracle):
         found: list[np.ndarray] = []
         for k, row in enumerate(costs):
             more = [g[k // each] for g in self.given] if self.batched else self.given
-            found.append(np.array(self.function(row.copy(), *more), dtype=float))
+            answer = self.function(row.copy(), *more)
+            if answer is None:
+                raise InputError(
+                    f"{_name(self.function)} returned None at row {k}; needed is its decision. Is a return missing?"
+                )
+            found.append(np.array(answer.detach().cpu().numpy() if hasattr(answer, "detach") else answer, dtype=float))
             if found[k].shape != found[0].shape or found[k].ndim > 1:
                 raise InputError(
                     f"{_name(self.function)} at row {k} returned shape {found[k].shape}, at row 0 {found[0].shape}: "
