@@ -155,8 +155,12 @@ class Layer(nn.Module):
         if self.on_failure == "raise" and not outcome.ok.all():
             raise _failure(outcome, False)
         if outcome.ok.all() and outcome.cause is not None and outcome.cause[0]:
-            why = "The lower level is not minimised to its tolerance; its loss has settled; layer.solve(…)[0].stats.cause has what was reached."
-            warnings.warn(f"{why} See bigrad.Descent.", SolveWarning, stacklevel=4)
+            why = "The lower level is not minimised to its tolerance; its loss has settled."
+            warnings.warn(
+                f"{why} layer.solve(…)[0].stats.cause has what was reached; see bigrad.Descent.",
+                SolveWarning,
+                stacklevel=4,
+            )
         assert bound.bound is not None
         assert not isinstance(self.rule, Joint)
         w, leaves = outcome.z, bound.bound.leaves

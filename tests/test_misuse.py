@@ -62,13 +62,13 @@ def test_inference_mode_gives_the_answer():
 
 @pytest.mark.parametrize("solver", ["adam", bg.Descent])
 def test_a_solver_is_an_object(solver):
-    with pytest.raises(bg.InputError, match="solver=.*give an object"):
+    with pytest.raises(bg.InputError, match=r"solver=.*give an object"):
         bg.Layer(bg.argmin(near, responds=START), solver=solver)
 
 
 @pytest.mark.parametrize("gradient", ["implicit", bg.EqProp])
 def test_a_gradient_is_an_object(gradient):
-    with pytest.raises(bg.InputError, match="gradient=.*give an object"):
+    with pytest.raises(bg.InputError, match=r"gradient=.*give an object"):
         bg.Layer(bg.argmin(near, responds=START), gradient=gradient)
 
 
@@ -91,7 +91,7 @@ def test_rules_take_the_oracle_before_the_costs():
 
 
 def test_a_function_without_a_return_is_told_so():
-    with pytest.raises(bg.InputError, match="returned None at row 0.*return"):
+    with pytest.raises(bg.InputError, match=r"returned None at row 0.*return"):
         bg.Identity()(lambda c: None)(torch.ones(3))
 
 
