@@ -93,9 +93,13 @@ class Inner:
         """A y in the user's form as a flat vector; InputError, naming it `what`, if it does not fit."""
         known = {n: tuple(s) for n, s in zip(self.names, self.shapes, strict=True)}
         parts = {None: y} if self.names[0] is None else y
-        given = {n: tuple(t.shape) for n, t in parts.items()} if isinstance(parts, dict) else type(y).__name__
+        fits = isinstance(parts, dict) and all(isinstance(t, Tensor) for t in parts.values())
+        given = {n: tuple(t.shape) for n, t in parts.items()} if fits else type(y).__name__
         if given != known:
-            raise InputError(f"{what} has shapes {given}; needed are those of responds: {known}.")
+            got, need = (d.get(None, d) if isinstance(d, dict) else d for d in (given, known))
+            raise InputError(
+                f"{what} is {got}; needed is y in the form of responds, {need}, one Solution, or memory.at([key])."
+            )
         return torch.cat([parts[n].detach().reshape(-1).to(self.start) for n in self.names])
 
     def project(self, y: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from ortools.sat.python import cp_model
 
 import bigrad as bg
-from bigrad.losses import FenchelYoung, Regret
+from bigrad.losses import FenchelYoung, Regret, SPOPlus
 
 START = torch.zeros(3, dtype=torch.float64)
 
@@ -106,3 +106,24 @@ def test_an_oracle_whose_costs_the_leader_does_not_touch():
     leader.add(leader.new_bool_var("x") <= 1)
     with pytest.raises(bg.DeclarationError, match="pairs of an index"):
         bg.bilevel(leader, bg.GridPath(2, 2), costs={"w": range(4)})
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_samples_are_not_shared_out_among_the_wrong_feasible_sets(rows):
+    two = bg.Knapsack([1, 2, 3], capacity=[1, 6])  # 16 samples of each row, or SPO+'s two solves, are a multiple of 2
+    costs = torch.ones(rows, 3)
+    for ask in (
+        bg.Perturbed()(two),
+        lambda c: SPOPlus(two)(c, c),
+        bg.Perturbed()(bg.Given(two.solve, True, items=[0, 1])),
+    ):
+        with pytest.raises(bg.InputError, match=rf"{rows} items of costs for 2 feasible sets"):
+            ask(costs)
+    assert bg.Perturbed(0.01)(two.at([1]))(costs).sum() == 3 * rows
+
+
+def test_a_warm_start_of_another_form_is_refused():
+    layer, x = bg.Layer(bg.argmin(near, responds=START)), torch.ones(3, dtype=torch.float64)
+    for start in ("last", torch.zeros(4), {"w": START}, bg.Memory().at([0, 1])):
+        with pytest.raises(bg.InputError, match=r"warm_start is .*; needed is y in the form of responds"):
+            layer(x, warm_start=start)

@@ -215,6 +215,10 @@ def features(oracle: Oracle, decisions: np.ndarray, costs: np.ndarray) -> np.nda
 def _checked(oracle: Oracle, costs: np.ndarray, answer: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     lead, rows = costs.shape[:-1], costs.reshape(-1, costs.shape[-1])
     each = len(rows) // lead[0]
+    if oracle.sets and lead[0] % oracle.sets:  # its samples might be a multiple, and be shared out among wrong items
+        raise InputError(
+            f"{_name(oracle)}: {lead[0]} items of costs for {oracle.sets} feasible sets; give a multiple, or pick by at()."
+        )
     try:
         found = np.array(answer(rows), dtype=float)
     except InputError as error:
