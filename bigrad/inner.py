@@ -93,9 +93,13 @@ class Inner:
         """A y in the user's form as a flat vector; InputError, naming it `what`, if it does not fit."""
         known = {n: tuple(s) for n, s in zip(self.names, self.shapes, strict=True)}
         parts = {None: y} if self.names[0] is None else y
-        given = {n: tuple(t.shape) for n, t in parts.items()} if isinstance(parts, dict) else type(y).__name__
+        fits = isinstance(parts, dict) and all(isinstance(t, Tensor) for t in parts.values())
+        given = {n: tuple(t.shape) for n, t in parts.items()} if fits else type(y).__name__
         if given != known:
-            raise InputError(f"{what} has shapes {given}; needed are those of responds: {known}.")
+            got, need = (d.get(None, d) if isinstance(d, dict) else d for d in (given, known))
+            raise InputError(
+                f"{what} is {got}; needed is y in the form of responds, {need}, one Solution, or memory.at([key])."
+            )
         return torch.cat([parts[n].detach().reshape(-1).to(self.start) for n in self.names])
 
     def project(self, y: Tensor) -> Tensor:
@@ -130,7 +134,7 @@ class Inner:
 
         def pick(t: Tensor) -> Tensor | int:
             if not (wanted and t.requires_grad):
-                return t.detach()
+                return t.clone() if t.is_inference() else t.detach()
             leaves.append(t)
             return len(leaves) - 1
 
@@ -183,7 +187,13 @@ class Bound:
             _map(a, lambda leaf: leaves[leaf.held] if isinstance(leaf.held, int) else leaf.held, _Leaf)
             for a in self.args
         ]
+        before = _versions(args[0])
         loss = self.inner.function(*args[:1], self.inner.unflatten(y), *args[1:])
+        if _versions(args[0]) != before:
+            raise InputError(
+                "The inner loss changes its first argument in place, so each evaluation is of another problem, and your own tensor has "
+                "been changed. Write x - y for x.sub_(y), and x = x + 1 for x += 1."
+            )
         if not isinstance(loss, Tensor) or loss.ndim or not loss.is_floating_point():
             got = (
                 f"a tensor of {loss.dtype}, shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"{loss!r:.60}"
@@ -301,6 +311,13 @@ def _map(tree: Tree, act: Callable[[Any], Any], kind: type) -> Tree:
         parts: Iterator[Any] = (_map(v, act, kind) for v in tree)
         return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)
     return tree
+
+
+def _versions(tree: Tree) -> list[int]:
+    """How often each tensor has been changed in place."""
+    found: list[int] = []
+    _map(tree, lambda t: found.append(t._version), Tensor)
+    return found
 
 
 def _note(t: Tensor | int, found: list[bool]) -> None:

@@ -76,6 +76,10 @@ class Layer(nn.Module):
             raise InputError(f'Layer(on_failure={on_failure!r}): give "raise" or "nan".')
         self.on_failure = on_failure
         program.checked(self.solver)
+        if isinstance(self.gradient, type) or not hasattr(self.gradient, "needs"):
+            raise InputError(
+                f"Layer(gradient={gradient!r:.80}): give an object, such as Implicit(), EqProp() or Perturbed(…)."
+            )
         self.rule = _rule(program, self.gradient)
         if missing := self.rule.needs - program.offers:
             raise CapabilityError(_refused(self.gradient, missing))
@@ -159,8 +163,12 @@ class Layer(nn.Module):
         if self.on_failure == "raise" and not outcome.ok.all():
             raise _failure(outcome, False)
         if outcome.ok.all() and outcome.cause is not None and outcome.cause[0]:
-            why = "The lower level is not minimised to its tolerance; its loss has settled, and stats.cause has what was reached."
-            warnings.warn(f"{why} See bigrad.Descent.", SolveWarning, stacklevel=4)
+            why = "The lower level is not minimised to its tolerance; its loss has settled."
+            warnings.warn(
+                f"{why} layer.solve(…)[0].stats.cause has what was reached; see bigrad.Descent.",
+                SolveWarning,
+                stacklevel=4,
+            )
         assert bound.bound is not None
         assert not isinstance(self.rule, Joint)
         w, leaves = outcome.z, bound.bound.leaves
@@ -176,6 +184,9 @@ class Layer(nn.Module):
 
     def _descended(self, values: Sequence[Any], warm_start: Any) -> tuple[Program, Outcome]:
         """The program at these arguments, and its outcome."""
+        if torch.is_inference_mode_enabled():  # in which no solver could ask for a gradient
+            with torch.inference_mode(False), torch.no_grad():
+                return self._descended(values, warm_start)
         inner = self.program.inner
         assert inner is not None
         if not values:

@@ -30,6 +30,11 @@ class Oracle(ABC):
         """+1 for costs that their player minimises, -1 for those that it maximises: (n,), or one for all."""
         return 1.0
 
+    @property
+    def sets(self) -> int | None:
+        """How many feasible sets it holds, one for each item of a batch; None for one that all share."""
+        return None
+
     @abstractmethod
     def solve(self, costs: np.ndarray) -> np.ndarray:
         """The decisions at these costs."""

@@ -243,6 +243,8 @@ class Program:
     def checked(self, solver: Solver | None) -> Solver:
         """The solver, `Auto()` for None, refused with its own sentence where it cannot take this program."""
         solver = self.default if solver is None else solver
+        if isinstance(solver, type) or not hasattr(solver, "accepts"):
+            raise InputError(f"solver={solver!r:.80}: give an object, such as Auto(), Global() or Descent(…).")
         if reason := solver.accepts(self):
             kind = f"{solver} needs continuous variables; this program is {self.combinatorial and self.combinatorial.kind}. Use Cuts()."
             raise CapabilityError(kind if self.combinatorial else reason)

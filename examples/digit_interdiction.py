@@ -345,7 +345,8 @@ def picture(path: Path, game: Game, maps: Maps, shown: dict[str, Decisions]) -> 
     from matplotlib.figure import Figure
 
     n, k = game.size, telling(maps, shown)
-    image = maps.tiles[k].view(n, n, 8, 8).transpose(1, 2).reshape(8 * n, 8 * n)
+    framed = torch.nn.functional.pad(maps.tiles[k].view(n, n, 8, 8), (2, 2, 2, 2))  # apart, or they run into each other
+    image = framed.transpose(1, 2).reshape(12 * n, 12 * n)
     across = 5
     down = -(-(len(shown) + 1) // across)
     figure = Figure(figsize=(3 * across, 3.3 * down), layout="constrained")

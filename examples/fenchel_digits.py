@@ -132,6 +132,8 @@ def picture(path: Path, apart: Tensor, runs: dict[str, Tensor]) -> None:
     for (name, run), style in zip(runs.items(), ("k-", "C0-", "C1-", "C3-", "k--", "C2--"), strict=True):
         wrong, epochs = 100 - run, range(1, run.shape[1] + 1)
         right.semilogy(epochs, wrong.mean(0).clamp(min=0.1), style, label=name)
+    right.set_yticks(ticks := [4, 6, 10, 20, 40], [str(t) for t in ticks])
+    right.set_yticks([], minor=True)
     right.set(xlabel="epoch", ylabel="held-out digits wrong, in % (mean)", title="Training")
     right.legend(fontsize=8)
     for axes in (left, right):

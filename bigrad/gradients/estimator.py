@@ -55,6 +55,11 @@ class AbstractEstimator(AbstractGradient):
 
     def __call__(self, oracle: Oracle | Function, maximise: bool = False) -> Differentiable:
         """The differentiable function. maximise: whether a Python function maximises; an Oracle knows its sense."""
+        if not (isinstance(oracle, Oracle) or callable(oracle)):
+            raise InputError(
+                f"{type(self).__name__}(…)(oracle): needs an Oracle or a function from costs to a decision, got {type(oracle).__name__}. "
+                "Costs come after it: rule(oracle)(costs)."
+            )
         return Differentiable(self, oracle, maximise)
 
     def apply(self, oracle: Oracle, costs: Tensor) -> Tensor:
@@ -110,7 +115,12 @@ class Plain(Oracle):
         found: list[np.ndarray] = []
         for k, row in enumerate(costs):
             more = [g[k // each] for g in self.given] if self.batched else self.given
-            found.append(np.array(self.function(row.copy(), *more), dtype=float))
+            answer = self.function(row.copy(), *more)
+            if answer is None:
+                raise InputError(
+                    f"{_name(self.function)} returned None at row {k}; needed is its decision. Is a return missing?"
+                )
+            found.append(np.array(answer.detach().cpu().numpy() if hasattr(answer, "detach") else answer, dtype=float))
             if found[k].shape != found[0].shape or found[k].ndim > 1:
                 raise InputError(
                     f"{_name(self.function)} at row {k} returned shape {found[k].shape}, at row 0 {found[0].shape}: "
@@ -206,6 +216,10 @@ def features(oracle: Oracle, decisions: np.ndarray, costs: np.ndarray) -> np.nda
 def _checked(oracle: Oracle, costs: np.ndarray, answer: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     lead, rows = costs.shape[:-1], costs.reshape(-1, costs.shape[-1])
     each = len(rows) // lead[0]
+    if oracle.sets and lead[0] % oracle.sets:  # its samples might be a multiple, and be shared out among wrong items
+        raise InputError(
+            f"{_name(oracle)}: {lead[0]} items of costs for {oracle.sets} feasible sets; give a multiple, or pick by at()."
+        )
     try:
         found = np.array(answer(rows), dtype=float)
     except InputError as error:

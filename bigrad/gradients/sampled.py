@@ -42,6 +42,11 @@ class AbstractSampled(AbstractEstimator):
     draws: AbstractDraws = field(default_factory=Fresh)
 
     def __post_init__(self) -> None:
+        if callable(self.sigma) or isinstance(self.sigma, Oracle):
+            name = type(self).__name__
+            raise InputError(
+                f"{name}(sigma={self.sigma!r:.60}): sigma is a number; write {name}(sigma=0.5)(oracle)(costs)."
+            )
         if not (self.sigma > 0 and self.samples >= 1):
             raise InputError(f"{self}: sigma must be positive, and samples at least 1.")
         if self.antithetic and self.samples % 2:

@@ -19,6 +19,7 @@ from bigrad.gradients.perturbed import Perturbed
 from bigrad.gradients.potential import AbstractPotential
 from bigrad.losses.base import AbstractLoss, Evaluated, along, dot
 from bigrad.oracle import Oracle
+from bigrad.solution import InputError
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,11 @@ class FenchelYoung(AbstractLoss):
 
     costs_known: ClassVar[bool] = False
     smoothing: AbstractPotential = field(default_factory=Perturbed)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.smoothing, AbstractPotential):
+            raise InputError(f"FenchelYoung(smoothing={self.smoothing!r:.80}): give Perturbed(…) or Regularised(…).")
 
     def evaluate(self, oracle: Oracle, costs: np.ndarray, target: np.ndarray, best: np.ndarray | None) -> Evaluated:
         """See AbstractLoss.evaluate."""

@@ -30,6 +30,13 @@ class Regret(AbstractLoss):
     costs_known: ClassVar[bool] = True
     rule: AbstractEstimator | None = None
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.rule, AbstractEstimator | None):
+            raise InputError(
+                f"Regret(rule={self.rule!r:.80}): give a rule for decisions, Interpolate(), Identity(), Perturbed(…) or IMLE(…)."
+            )
+
     def evaluate(self, oracle: Oracle, costs: np.ndarray, target: np.ndarray, best: np.ndarray | None) -> Evaluated:
         """See AbstractLoss.evaluate."""
         best = features(oracle, solve(oracle, target) if best is None else best, target)

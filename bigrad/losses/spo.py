@@ -24,7 +24,9 @@ from bigrad.oracle import Oracle
 class SPOPlus(AbstractLoss):
     """The first choice where true costs are known (target). Two solves an item, in one call; one with `Solved`.
 
-    2 hat - c may have signs that neither has: an oracle that takes only positive costs must say so, or clip them.
+    2 hat - c may have signs that neither has: an oracle that takes only positive costs must say so, or clip them. Clipped,
+    y' is no longer the best decision at 2 hat - c, and the loss may be below the regret, even negative: keep hat above c / 2,
+    or take FenchelYoung.
     """
 
     costs_known: ClassVar[bool] = True

@@ -55,13 +55,14 @@ class Assignment(Oracle):
         from scipy.sparse import csr_array
         from scipy.sparse.csgraph import maximum_bipartite_matching
 
-        for i, pairs in enumerate(self._allowed if self._items else [self._allowed]):
+        for i, pairs in enumerate(self._allowed if self.sets else [self._allowed]):
             if (maximum_bipartite_matching(csr_array(pairs)) >= 0).sum() < min(self.rows, self.columns):
-                of = f" of item {i}" if self._items else ""
+                of = f" of item {i}" if self.sets else ""
                 raise DeclarationError(f"Assignment: the allowed pairs{of} leave no complete assignment.")
 
     @cached_property
-    def _items(self) -> int | None:
+    def sets(self) -> int | None:
+        """How many feasible sets it holds; None for one that all share."""
         return None if self.allowed is None else count_items("Assignment", allowed=(self._allowed, 2))
 
     def at(self, items: Any) -> Assignment:
@@ -70,7 +71,7 @@ class Assignment(Oracle):
 
     def solve(self, costs: np.ndarray) -> np.ndarray:
         """The pairs taken, 0 or 1."""
-        costs = admit("Assignment", costs, self.rows * self.columns, clamp=self.clamp, items=self._items)
+        costs = admit("Assignment", costs, self.rows * self.columns, clamp=self.clamp, items=self.sets)
         taken, shape = np.zeros(costs.shape), (-1, self.rows, self.columns)
         tables, pairs = costs.reshape(shape), taken.reshape(shape)
         if self.allowed is not None:

@@ -47,11 +47,11 @@ class Flow(Oracle):
             )
         if (self._capacities < 0).any():
             raise DeclarationError("Flow: capacities must be at least 0.")
-        for i in range(self._items or 1):
+        for i in range(self.sets or 1):
             capacities, supplies = (
                 array if array.ndim == 1 else array[i] for array in (self._capacities, self._supplies)
             )
-            of = f" of item {i}" if self._items else ""
+            of = f" of item {i}" if self.sets else ""
             if supplies.sum():
                 raise DeclarationError(f"Flow: the supplies{of} sum to {supplies.sum()}; they must sum to 0.")
             if _cheapest(self._arcs, capacities, supplies, np.zeros(len(capacities), np.int64)) is None:
@@ -70,7 +70,8 @@ class Flow(Oracle):
         return np.atleast_1d(whole("Flow", "supplies", self.supplies))
 
     @cached_property
-    def _items(self) -> int | None:
+    def sets(self) -> int | None:
+        """How many feasible sets it holds; None for one that all share."""
         return count_items("Flow", capacities=(self._capacities, 1), supplies=(self._supplies, 1))
 
     def at(self, items: Any) -> Flow:
@@ -79,7 +80,7 @@ class Flow(Oracle):
 
     def solve(self, costs: np.ndarray) -> np.ndarray:
         """The flow on each arc."""
-        costs = admit("Flow", costs, len(self._arcs[0]), clamp=self.clamp, items=self._items)
+        costs = admit("Flow", costs, len(self._arcs[0]), clamp=self.clamp, items=self.sets)
         flows = np.empty(costs.shape)
         capacities, supplies = (by_row(array, 1, len(costs)) for array in (self._capacities, self._supplies))
         largest = abs(costs).max(axis=1, initial=0, keepdims=True)

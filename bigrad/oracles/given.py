@@ -55,14 +55,18 @@ class Given(Oracle):
             )
         check_clamp("Given", self.clamp, self.least)
 
+    @property
+    def sets(self) -> int | None:
+        """How many items it has; None without."""
+        return None if self.items is None else len(self.items)
+
     def at(self, items: Any) -> Given:
         """The oracle of some of its items, in this order."""
         return self if self.items is None else replace(self, items=[self.items[int(i)] for i in np.atleast_1d(items)])
 
     def solve(self, costs: np.ndarray) -> np.ndarray:
         """What the function decides."""
-        count = None if self.items is None else len(self.items)
-        costs = admit("Given", costs, None, self.least, self.clamp, count)
+        costs = admit("Given", costs, None, self.least, self.clamp, self.sets)
         rows = len(costs)
         more = [] if self.items is None else [self.items[r * len(self.items) // rows] for r in range(rows)]
         if self.batched:

@@ -56,7 +56,7 @@ class GridPath(Oracle):
                 f"GridPath({self.height}, {self.width}, {self.neighbours}): give at least one tile and 4 or 8 neighbours."
             )
         check_clamp("GridPath", self.clamp, 0.0)
-        _ = self._items
+        _ = self.sets
 
     @cached_property
     def _ends(self) -> tuple[np.ndarray, np.ndarray]:
@@ -71,7 +71,8 @@ class GridPath(Oracle):
         return place % shape @ np.array([self.width, 1])
 
     @cached_property
-    def _items(self) -> int | None:
+    def sets(self) -> int | None:
+        """How many feasible sets it holds; None for one that all share."""
         source, target = self._ends
         return count_items("GridPath", source=(source, 0), target=(target, 0))
 
@@ -83,7 +84,7 @@ class GridPath(Oracle):
 
     def solve(self, costs: np.ndarray) -> np.ndarray:
         """Visited tiles, 0 or 1."""
-        costs = admit("GridPath", costs, self.height * self.width, 0.0, self.clamp, self._items)
+        costs = admit("GridPath", costs, self.height * self.width, 0.0, self.clamp, self.sets)
         source, target = (by_row(e, 0, len(costs)) for e in self._ends)
         visited = np.zeros(costs.shape)
         if costs.shape[1] > MANY_TILES:

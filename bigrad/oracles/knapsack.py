@@ -51,7 +51,7 @@ class Knapsack(Oracle):
                 raise DeclarationError(f"Knapsack: {what} must be finite numbers of at least 0.")
         if self._weights.ndim != 1:
             raise DeclarationError(f"Knapsack: weights must have shape (n,), got {self._weights.shape}.")
-        _ = self._items
+        _ = self.sets
 
     @cached_property
     def _weights(self) -> np.ndarray:
@@ -62,7 +62,8 @@ class Knapsack(Oracle):
         return _numbers(self.capacity)
 
     @cached_property
-    def _items(self) -> int | None:
+    def sets(self) -> int | None:
+        """How many feasible sets it holds; None for one that all share."""
         return count_items("Knapsack", capacity=(self._capacity, 0))
 
     @cached_property
@@ -88,7 +89,7 @@ class Knapsack(Oracle):
 
     def solve(self, costs: np.ndarray) -> np.ndarray:
         """The items taken, 0 or 1."""
-        costs = admit("Knapsack", costs, len(self._weights), clamp=self.clamp, items=self._items)
+        costs = admit("Knapsack", costs, len(self._weights), clamp=self.clamp, items=self.sets)
         taken = np.zeros(costs.shape)
         if self._table is None:
             return _search(costs, self._weights, by_row(self._capacity, 0, len(costs)), taken)

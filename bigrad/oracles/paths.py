@@ -76,12 +76,13 @@ class GraphPath(Oracle):
         return places[0], places[1]
 
     @cached_property
-    def _items(self) -> int | None:
+    def sets(self) -> int | None:
+        """How many feasible sets it holds; None for one that all share."""
         source, target = self._ends
         return count_items("GraphPath", source=(source, 0), target=(target, 0))
 
     def _check_reach(self) -> None:
-        rows = self._items or 1
+        rows = self.sets or 1
         source, target = (by_row(e, 0, rows) for e in self._ends)
         tail, head = self._arcs
         graph = sp.csr_array((np.ones(len(tail)), (tail, head)), shape=(self.nodes, self.nodes))
@@ -89,7 +90,7 @@ class GraphPath(Oracle):
             reached = breadth_first_order(graph, start, return_predecessors=False)
             lost = np.flatnonzero((source == start) & ~np.isin(target, reached))
             if len(lost):
-                of = f" of item {lost[0]}" if self._items else ""
+                of = f" of item {lost[0]}" if self.sets else ""
                 raise DeclarationError(
                     f"GraphPath: the target {target[lost[0]]}{of} cannot be reached from the source {start} along these arcs."
                 )
@@ -101,7 +102,7 @@ class GraphPath(Oracle):
 
     def solve(self, costs: np.ndarray) -> np.ndarray:
         """The arcs of the path, 0 or 1."""
-        costs = admit("GraphPath", costs, len(self._arcs[0]), self._least, self.clamp, self._items)
+        costs = admit("GraphPath", costs, len(self._arcs[0]), self._least, self.clamp, self.sets)
         network, taken = self._network, np.zeros(costs.shape)
         if network.levels is None and costs.shape[1] > MANY_ARCS:
             self._one_by_one(costs, taken)

@@ -31,14 +31,15 @@ class TopK(Oracle):
         check_clamp("TopK", self.clamp)
         if (self._k < 0).any() or (self._k > self.n).any():
             raise DeclarationError(f"TopK({self.n}, {self.k!r:.80}): k must be from 0 to n.")
-        _ = self._items
+        _ = self.sets
 
     @cached_property
     def _k(self) -> np.ndarray:
         return whole("TopK", "k", self.k)
 
     @cached_property
-    def _items(self) -> int | None:
+    def sets(self) -> int | None:
+        """How many feasible sets it holds; None for one that all share."""
         return count_items("TopK", k=(self._k, 0))
 
     @property
@@ -52,7 +53,7 @@ class TopK(Oracle):
 
     def solve(self, costs: np.ndarray) -> np.ndarray:
         """1 for those chosen, 0 for the others."""
-        costs = admit("TopK", costs, self.n, clamp=self.clamp, items=self._items)
+        costs = admit("TopK", costs, self.n, clamp=self.clamp, items=self.sets)
         k = by_row(self._k, 0, len(costs))[:, None]
         if not self.n or not k.any():
             return np.zeros(costs.shape)

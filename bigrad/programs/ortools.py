@@ -64,6 +64,11 @@ def declare(
             )
     linked = link(top, below, copies, responds)
     if below is not None and not linked_together(linked, copies, costs):
+        if isinstance(follower, Oracle):
+            raise DeclarationError(
+                "bilevel(leader, oracle): the leader does not touch the oracle's costs; give pairs of an index and a variable of the "
+                "leader's, costs={'w': range(n), 'd': [(0, x0), (1, x1), …]}: element k then costs d[k] more where xk is 1."
+            )
         raise DeclarationError(
             "bilevel(leader, follower): nothing links the two models; give link={leader's variable: its copy in the follower}, "
             "or costs on products of both players' variables."

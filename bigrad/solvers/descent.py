@@ -35,6 +35,10 @@ SETTLING = (
     "At a kink, as of a ReLU, no gradient is small, and its derivative is that of one side; elsewhere raise steps or the precision, or "
     "choose another method. tol=0 takes any answer, tol=None a settled one, another tol neither."
 )
+UNBOUNDED = (
+    "After {steps} steps the inner loss falls along a line for as far as was looked, and does not flatten. Check its sign, bound it, "
+    "as by a penalty on y, or keep y in a set: argmin(…, within=Box(…))."
+)
 FALLING = "Raise steps or tol of Descent, choose another method, or set tol=0 to take just these steps."
 Optimisers = Callable[[Iterable[Any]], Any]
 """Parameters to a torch optimiser: functools.partial(torch.optim.Adam, lr=1e-2)."""
@@ -110,7 +114,9 @@ class Descent(AbstractSolver):
         start = bound.inner.project(start)
         run = self._run(bound, start, None, None)
         status, cause = Status.LOCAL, ""
-        if run.residual != run.residual or not run.losses[-1] < np.inf or run.residual == np.inf:
+        if run.losses[-1] == -np.inf:
+            status, cause = Status.UNBOUNDED_LOWER, UNBOUNDED.format(steps=run.steps)
+        elif run.residual != run.residual or not run.losses[-1] < np.inf or run.residual == np.inf:
             status = Status.FAILED
             cause = f"The inner loss is {run.losses[-1]} and its gradient's norm {run.residual} at step {run.steps}"
             cause += (

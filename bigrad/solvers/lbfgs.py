@@ -40,7 +40,7 @@ class LBFGS:
         self, of: Slope, y: Tensor, value: Tensor, slope: Tensor, steps: int, goal: float
     ) -> tuple[Tensor, list[float], Tensor]:
         """(y, g before the first step and after each, its gradient), the gradient's norm at most goal unless steps ran out or
-        none was found."""
+        none was found. Where g falls without end along a line, the last g is minus infinity and y is where the line begins."""
         pairs: deque[tuple[Tensor, Tensor, float]] = deque(maxlen=self.memory)
         losses = [float(value)]
         for _ in range(steps):
@@ -55,6 +55,8 @@ class LBFGS:
                 break
             ahead, value, after = found
             losses.append(float(value))
+            if losses[-1] == -float("inf"):
+                break
             move, turn = ahead - y, after - slope
             if (bend := float(move @ turn)) > 0:
                 pairs.append((move, turn, bend))
@@ -79,7 +81,8 @@ class LBFGS:
 def _search(
     of: Slope, y: Tensor, value: Tensor, slope: Tensor, d: Tensor, step: float
 ) -> tuple[Tensor, Tensor, Tensor] | None:
-    """A step along d that falls enough and flattens enough; None where there is none."""
+    """A step along d that falls enough and flattens enough; None where there is none, and g = minus infinity where all fall
+    enough and none flattens, the longest 2^39 times the first."""
     import torch
 
     start, fall = float(value), float(slope @ d)
@@ -101,4 +104,4 @@ def _search(
         else:
             return ahead, there, after
         step = 2 * step if high == float("inf") else (low + high) / 2
-    return None
+    return (ahead, there.new_tensor(-float("inf")), after) if high == float("inf") else None
