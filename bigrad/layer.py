@@ -74,7 +74,7 @@ class Layer(nn.Module):
         if on_failure not in ("raise", "nan"):
             raise InputError(f'Layer(on_failure={on_failure!r}): give "raise" or "nan".')
         self.on_failure = on_failure
-        if not isinstance(program, Program):
+        if not hasattr(program, "checked"):  # a cvxpy.Problem, or two
             given = type(program).__name__
             raise InputError(f"Layer({given}): give a Program, as bigrad.bilevel(…) or bigrad.argmin(…) declares it.")
         if isinstance(self.gradient, type) or not hasattr(self.gradient, "needs"):
