@@ -6,7 +6,7 @@ Shapes, batches, devices and failures are settled here; the mathematics is not.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
@@ -75,6 +75,11 @@ class Layer(nn.Module):
         if on_failure not in ("raise", "nan"):
             raise InputError(f'Layer(on_failure={on_failure!r}): give "raise" or "nan".')
         self.on_failure = on_failure
+        if not hasattr(program, "checked"):  # a cvxpy.Problem, or two
+            given = type(program).__name__
+            raise InputError(f"Layer({given}): give a Program, as bigrad.bilevel(…) or bigrad.argmin(…) declares it.")
+        if isinstance(self.gradient, type) or not hasattr(self.gradient, "needs"):
+            raise InputError(f"Layer(gradient={gradient!r}): give a rule as an object, such as bigrad.Implicit().")
         program.checked(self.solver)
         if isinstance(self.gradient, type) or not hasattr(self.gradient, "needs"):
             raise InputError(
@@ -123,7 +128,7 @@ class Layer(nn.Module):
             theta, batched = self._theta(values)
         outcome = self._solve(theta, values, warm_start)
         if self.on_failure == "raise" and not outcome.ok.all():
-            raise _failure(outcome, batched)
+            raise _failure(outcome, batched, self.program, self._given(values))
         if isinstance(self.rule, Joint):
             return self._smoothed(self.rule, outcome, values, theta, batched)
         home = outcome.form or self.program
@@ -365,26 +370,30 @@ def _outputs(program: Program, variables: Sequence[Any]) -> list[Unknown]:
     if not variables:
         raise InputError("Layer(variables=[]): name at least one variable to return.")
     if not program.combinatorial or not program.combinatorial.find:
-        return [program.outputs[_position(v, program.outputs, "variable")] for v in variables]
+        return [program.outputs[_position(v, program.outputs, "variable", program.duals)] for v in variables]
     return [
         program.group(v) if isinstance(v, list | tuple | np.ndarray) else program.unknown(v, "Layer(variables=…)")
         for v in variables
     ]
 
 
-def _position(handle: Any, known: Sequence[Input | Unknown], kind: str) -> int:
-    """Where the program keeps one of the user's own objects."""
+def _position(handle: Any, known: Sequence[Input | Unknown], kind: str, duals: Sequence[Unknown] = ()) -> int:
+    """Where the program keeps one of the user's own objects; duals: those of `known` that have no name of the user's."""
     for k, entry in enumerate(known):
         if same(entry.handle, handle):
             return k
-    names = ", ".join(k.name for k in known) or "none"
-    raise InputError(f"Layer({kind}s=…): {handle} is not a {kind} of this program, which has: {names}.")
+    names = ", ".join(k.name for k in known if k not in duals) or "none"
+    more = "; prices are constraint.dual_variables[0]" if duals else ""
+    raise InputError(f"Layer({kind}s=…): {handle} is not a {kind} of this program, which has: {names}{more}.")
 
 
-def _failure(outcome: Outcome, batched: bool) -> SolveError:
+def _failure(
+    outcome: Outcome, batched: bool, program: Program | None = None, given: Mapping[Any, np.ndarray] | None = None
+) -> SolveError:
     bad = {int(i): outcome.status[i] for i in np.flatnonzero(~outcome.ok)}
+    causes = {i: outcome.stats(i, 1.0).cause or (program.fault(given, i) if program and given else "") for i in bad}
     shown = [
-        f"{f'  item {i}: ' if batched else '  '}{s.name}. {s.value} {outcome.stats(i, 1.0).cause}".rstrip()
+        f"{f'  item {i}: ' if batched else '  '}{s.name}. {s.value} {causes[i]}".rstrip()
         for i, s in list(bad.items())[:8]
     ]
     more = [f"  … and {len(bad) - 8} more."] if len(bad) > 8 else []

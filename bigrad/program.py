@@ -289,6 +289,8 @@ class Program:
             w, value = (outcome.w[i].copy(), outcome.value[i]) if ok else (np.full(outcome.w.shape[1], np.nan), np.nan)
             values, prices = home.named(home.unknowns, w), home.named(duals, w)
             stats = outcome.stats(i, self.sign)
+            if outcome.status[i] is Status.INVALID_INPUT and not stats.cause:
+                stats = replace(stats, cause=self.fault(given, i))
             lower = self.source.lower_value(inputs, values) if ok else np.nan
             if verify and ok:
                 stats = stats.with_gap(self.source.follower_gap(inputs, values))
@@ -338,13 +340,29 @@ class Program:
             bad |= ~np.asarray((fine & (value * sign >= 0) if sign else fine).all(-1).tolist(), dtype=bool)
         return bad
 
+    def fault(self, given: Mapping[Any, np.ndarray], i: int) -> str:
+        """Which of item i's parameters are NaN, infinite or of the wrong sign, in a sentence; empty if none."""
+        values = [(n, _item(given[n.handle], i, len(n.shape))) for n in self.inputs]
+        odd = [n.name for n, value in values if not np.isfinite(value).all()]
+        wrong = [n.name for n, value in values if n.name not in odd and n.sign and (value * n.sign < 0).any()]
+        found = [
+            f"{', '.join(names)} {what}" for names, what in ((odd, "not finite"), (wrong, "of the wrong sign")) if names
+        ]
+        if not found and self.derived:
+            found = [f"a function of them not finite or of the wrong sign, of {', '.join(self.derived.names)}"]
+        return f"Here: {'; '.join(found)}." if found else ""
+
     def _given(self, values: Mapping[Any, Any]) -> dict[Any, np.ndarray]:
         for key in values:
             if not any(same(i.handle, key) for i in self.inputs):
                 names = ", ".join(i.name for i in self.inputs) or "none"
-                raise InputError(
-                    f"solve(values): {type(key).__name__} '{key}' is not a parameter of this program; its parameters are: {names}."
+                known = any(i.name == key for i in self.inputs if isinstance(key, str))
+                what = (
+                    "is a name; the key is the Parameter object itself"
+                    if known
+                    else "is not a parameter of this program"
                 )
+                raise InputError(f"solve(values): {type(key).__name__} '{key}' {what}; its parameters are: {names}.")
         given = {}
         for i in self.inputs:
             value = values.get(i.handle, i.value)

@@ -26,7 +26,7 @@ P, Q = cp.Parameter(name="p"), cp.Parameter(name="q")
 N = cp.Parameter(name="n", nonneg=True)
 INTEGER, BOOLEAN = cp.Variable(name="k", integer=True), cp.Variable(name="k", boolean=True)
 COMPLEX, PSD = cp.Variable(name="k", complex=True), cp.Variable((2, 2), name="k", PSD=True)
-SYMMETRIC, EMPTY = cp.Variable((2, 2), name="k", symmetric=True), cp.Variable(0, name="k")
+DIAGONAL, EMPTY = cp.Variable((2, 2), name="k", diag=True), cp.Variable(0, name="k")
 X2, Y2 = cp.square(X), cp.square(Y - X)
 
 REFUSED = {
@@ -60,7 +60,7 @@ REFUSED = {
         lambda: declare(X2, Y2 - X * Y, [Y], [cp.RelEntrConeQuad(X + 1, cp.Constant(1.0), X, 3, 3)]),
         "needs the cones RelEntrConeQuad.*second-order",
     ),
-    "a semidefinite follower": (lambda: declare(X2, cp.trace(SYMMETRIC), [SYMMETRIC]), "attribute symmetric"),
+    "a diagonal follower": (lambda: declare(X2, cp.trace(DIAGONAL), [DIAGONAL]), "attribute diag"),
     "an integer follower": (lambda: declare(X2, cp.square(INTEGER - X), [INTEGER]), "follower variable 'k' is integer"),
     "a boolean follower": (lambda: declare(X2, cp.square(BOOLEAN - X), [BOOLEAN]), "follower variable 'k' is integer"),
     "a complex follower": (lambda: declare(X2, cp.square(cp.real(COMPLEX) - X), [COMPLEX]), "variable 'k' is complex"),
@@ -69,7 +69,7 @@ REFUSED = {
         "parameter 'w' is complex",
     ),
     "a variable without entries": (lambda: declare(X2, Y2 + cp.sum(EMPTY), [Y, EMPTY]), r"shape \(0,\), with no entries"),
-    "a PSD variable": (lambda: declare(X2, cp.sum_squares(PSD - X), [PSD]), "attribute PSD.*not supported"),
+    "a PSD leader": (lambda: declare(cp.trace(PSD), cp.square(Y - PSD[0, 0]), [Y]), "cone without a smooth form"),
     "two parameters of one name": (
         lambda: declare(X2 + P * X, Y2 + cp.Parameter(name="p") * Y, [Y]),
         "Two different parameters have the name 'p'",

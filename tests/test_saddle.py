@@ -274,10 +274,13 @@ def test_what_is_no_convex_concave_game_takes_the_other_road(upper, lower, above
 
 
 def test_a_game_that_no_road_takes_says_both_reasons():
-    S = cp.Variable((2, 2), PSD=True, name="S")
-    payoff = -cp.exp(X[0]) * cp.trace(S) - cp.sum_squares(S)
-    with pytest.raises(bg.DeclarationError, match=r"(?s)attribute PSD.*zero-sum game"):
-        _ = game(payoff, S).program
+    S, y = cp.Variable((2, 2), PSD=True, name="S"), cp.Variable(2, name="y")
+    payoff = cp.trace(S) + cp.sum(S @ y)
+    upper = cp.Problem(cp.Minimize(payoff), [S[0, 0] >= y[0]])
+    with pytest.raises(
+        bg.DeclarationError, match=r"(?s)cone without a smooth form.*zero-sum game.*couples the players"
+    ):
+        bg.bilevel(upper, cp.Problem(cp.Maximize(payoff), [cp.norm(y) <= 1]), responds=[y])
 
 
 @pytest.mark.parametrize(

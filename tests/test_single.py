@@ -243,3 +243,23 @@ def test_active_set_refuses_two_levels():
     )
     with pytest.raises(bg.CapabilityError, match="one level, and this program has two"):
         program.solve(solver=bg.ActiveSet())
+
+
+def test_smooth_but_not_convex_is_a_local_optimum_with_its_gradient():
+    """|y|²/2 − c'log y for c of any declared sign: y = √c where c > 0, so dy/dc = 1 / (2 y)."""
+    y, c = cp.Variable(2, name="y"), cp.Parameter(2, name="c")
+    program = bg.argmin(cp.Problem(cp.Minimize(cp.sum_squares(y) / 2 - c @ cp.log(y)), [y >= 0.1, y <= 5]))
+    layer = bg.Layer(program, parameters=[c], variables=[y])
+    at = torch.tensor([[1.0, 4.0], [2.0, 0.25]], dtype=torch.float64, requires_grad=True)
+    (found,) = layer(at)
+    torch.testing.assert_close(found, at.sqrt(), rtol=0, atol=1e-9)
+    found.sum().backward()
+    torch.testing.assert_close(at.grad, 0.5 / at.detach().sqrt(), rtol=0, atol=1e-8)
+    assert program.solve({c: [1.0, 4.0]}).status is bg.Status.LOCAL
+
+
+def test_a_concave_objective_ends_in_a_corner():
+    y = cp.Variable(name="y")
+    solution = bg.argmin(cp.Problem(cp.Minimize(cp.sqrt(y)), [y >= 1, y <= 3])).solve()
+    assert solution.status is bg.Status.LOCAL
+    np.testing.assert_allclose(solution[y], 1.0, atol=1e-9)

@@ -75,6 +75,7 @@ class NoCone:
     q: sp.csc_array = field(default_factory=lambda: sp.csc_array((1, 1)))
     A: sp.csc_array = field(default_factory=lambda: sp.csc_array((0, 1)))
     constr_size: int = 0
+    constraints: tuple[cp.Constraint, ...] = ()
     var_id_to_col: Mapping[int, int] = field(default_factory=dict)
     param_id_to_col: Mapping[int, int] = field(default_factory=dict)
     param_id_to_size: Mapping[int, int] = field(default_factory=dict)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import cvxpy as cp
-from cvxpy.atoms.affine.binary_operators import DivExpression
+from cvxpy.atoms.affine.binary_operators import DivExpression, MulExpression, multiply
 from cvxpy.atoms.quad_over_lin import quad_over_lin
 from cvxpy.utilities import scopes
 
@@ -24,7 +24,7 @@ def check_lower(problem: cp.Problem, leader: Mapping[int, cp.Variable]) -> None:
             culprit = _smallest(piece, lambda e: e.is_convex() or e.is_concave())
             raise DeclarationError(
                 f"The lower problem is not convex in the follower's variables: the {what} {_named(piece)} breaks CVXPY's DCP rules"
-                f" at {_named(culprit)}. Only a convex lower level is decided by its optimality conditions."
+                f" at {_named(culprit)}. Only a convex lower level is decided by its optimality conditions.{_signs(culprit)}"
             )
     with scopes.dpp_scope(), scopes.quad_form_dpp_scope():
         for what, piece in pieces:
@@ -45,6 +45,14 @@ def check_lower(problem: cp.Problem, leader: Mapping[int, cp.Variable]) -> None:
                     f"The lower problem is not DPP in the upper variables and parameters: in the {what} {_named(piece)}, look at {text}: "
                     f"{why}. {advice}."
                 )
+
+
+def _signs(culprit: Any) -> str:
+    """What to declare where a factor of unknown sign may be all that is missing."""
+    unsigned = [p.name() for p in culprit.parameters() if not (p.is_nonneg() or p.is_nonpos())]
+    if not unsigned or not isinstance(culprit, multiply | MulExpression) or all(a.is_affine() for a in culprit.args):
+        return ""
+    return f" If '{unsigned[0]}' has one sign only, declare it: nonneg=True or nonpos=True."
 
 
 def _smallest(piece: Any, fine: Any) -> Any:

@@ -17,7 +17,7 @@ from bigrad.programs.checks import check_lower, check_upper
 from bigrad.programs.conic import conic
 from bigrad.programs.data import Extraction
 from bigrad.programs.prices import Prices, in_cone, in_level
-from bigrad.programs.roles import Roles, declared_bounds, declared_sign, sort_roles, whole
+from bigrad.programs.roles import Roles, declared_bounds, declared_shape, declared_sign, sort_roles, whole
 from bigrad.programs.smooth import Smooth
 from bigrad.programs.source import Source
 from bigrad.quadratic import Maps
@@ -31,7 +31,7 @@ def declare(
     upper: cp.Problem, lower: Sequence[cp.Problem], responds: Sequence[Sequence[cp.Variable]], default: Solver
 ) -> Program:
     """The Program of CVXPY problems, one below for each follower; `bigrad.bilevel` documents the arguments."""
-    roles = sort_roles(upper, lower, responds)
+    roles = sort_roles(upper, lower, responds, matrices=True)
     source = Source(upper, lower, roles)
     plain = {id(v): source.plain[v.id] for v in (*roles.leader, *roles.follower)}
     extract = Extraction(roles.parameters, {p.id: source.plain[i] for i, p in source.stand_in.items()})
@@ -42,7 +42,7 @@ def declare(
     sign = 1.0 if isinstance(upper.objective, cp.Minimize) else -1.0
     goal = extract(upper.objective.expr if sign > 0 else -upper.objective.expr)
     limits = [extract(c) for c in (*upper.constraints, *source.shared)]
-    bounds = [extract(c) for c in declared_bounds(roles.leader, plain)]
+    bounds = declared_shape(roles.leader, plain) + [extract(c) for c in declared_bounds(roles.leader, plain)]
     bounds += [extract(z == expression) for z, _, expression in extract.defined]
     leaders = len(roles.leader)
     roles = extract.widened(roles)

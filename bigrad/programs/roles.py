@@ -179,6 +179,19 @@ def declared_sign(leaf: Any) -> int:
     return next((s for kind, s in SIGNS.items() if leaf.attributes.get(kind)), 0)
 
 
+def known_sign(variable: cp.Variable) -> int:
+    """The sign that a variable's attributes leave it: +1, -1, or 0 for any; bounds that are numbers count."""
+    if variable.is_nonneg() or variable.is_nonpos():
+        return 1 if variable.is_nonneg() else -1
+    low, high = (
+        b if b is None or isinstance(b, cp.Expression) else np.asarray(b, dtype=float)
+        for b in variable.attributes.get("bounds") or (None, None)
+    )
+    if isinstance(low, np.ndarray) and (low >= 0).all():
+        return 1
+    return -1 if isinstance(high, np.ndarray) and (high <= 0).all() else 0
+
+
 def declared_shape(variables: Sequence[cp.Variable], plain: Mapping[int, cp.Variable]) -> list[cp.Constraint]:
     """Symmetry and semidefiniteness declared on variables, as constraints on their plain copies."""
     rows: list[cp.Constraint] = []

@@ -81,10 +81,13 @@ def declare(
         program = levels.declare(upper, lower, responds, default)
         return replace(program, why_not_saddle="it has several followers", rebuild=rebuild)
     roles = sort_roles(upper, lower, responds, matrices=True)
+    why = ""
     try:
         game = _game(upper, lower[0], roles, default)
-    except (NoGameError, DeclarationError) as why:
-        return replace(_bilevel(upper, lower, responds, default, str(why)), why_not_saddle=str(why), rebuild=rebuild)
+    except (NoGameError, DeclarationError) as reason:
+        why = str(reason)
+    if why:  # outside of the handler: a refusal does not drag this reason behind it
+        return replace(_bilevel(upper, lower, responds, default, why), why_not_saddle=why, rebuild=rebuild)
     sign = 1.0 if isinstance(upper.objective, cp.Minimize) else -1.0
     late = partial(levels.declare, upper, lower, responds, default)
     return ZeroSum.late(game, sign, Source(upper, lower, roles), rebuild, late)

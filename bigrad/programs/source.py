@@ -11,7 +11,7 @@ import cvxpy as cp
 import numpy as np
 
 from bigrad.programs import expressions
-from bigrad.programs.roles import Roles, declared_bounds, declared_shape
+from bigrad.programs.roles import Roles, declared_bounds, declared_shape, known_sign
 
 PRECISE = {"tol_gap_abs": 1e-10, "tol_gap_rel": 1e-10, "tol_feas": 1e-10}
 
@@ -42,8 +42,9 @@ class Source(Publisher):
         several = roles.follower if len(self.lower) > 1 else ()
         self.plain = {v.id: cp.Variable(v.shape, name=v.name()) for v in (*roles.leader, *roles.follower)}
         self.stand_in = {
-            v.id: cp.Parameter(v.shape, name=v.name(), nonneg=v.is_nonneg(), nonpos=v.is_nonpos() and not v.is_nonneg())
+            v.id: cp.Parameter(v.shape, name=v.name(), nonneg=s > 0, nonpos=s < 0)
             for v in (*roles.leader, *several)
+            for s in [known_sign(v)]
         }
         self.belows = [self._below(problem, own) for problem, own in zip(self.lower, roles.players, strict=True)]
 
