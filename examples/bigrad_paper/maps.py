@@ -123,7 +123,10 @@ def drawn(
 
 
 class Reader(nn.Module):
-    """Each tile's cost from its image alone: which of some kinds it is, and a cost for each kind, all learned."""
+    """Each tile's cost from its image alone: which of some kinds it is, and a cost for each kind, all learned.
+
+    Tiles with the same image are read once.
+    """
 
     def __init__(self, pixels: int = 64, width: int = 256, kinds: int = 10):
         super().__init__()
@@ -134,7 +137,9 @@ class Reader(nn.Module):
         self.cost = nn.Parameter(torch.linspace(-2, 2, kinds))
 
     def forward(self, tiles: Tensor) -> Tensor:
-        return USUAL / np.log(2) * softplus(self.kind(self.hidden(tiles)).softmax(-1) @ self.cost)
+        images, which = tiles.flatten(0, 1).unique(dim=0, return_inverse=True)
+        costs = USUAL / np.log(2) * softplus(self.kind(self.hidden(images)).softmax(-1) @ self.cost)
+        return costs[which].view(tiles.shape[:2])
 
 
 class Direct(nn.Module):

@@ -218,7 +218,7 @@ EXPERIMENT = Experiment(
     "shortest_path",
     METHODS,
     run,
-    full=Settings((Scale(12, 200, 100, 8, 8), Scale(18, 80, 50, 4, 6), Scale(24, 40, 30, 2, 5))),
+    full=Settings((Scale(12, 200, 100, 8, 8), Scale(18, 60, 40, 4, 6), Scale(24, 30, 25, 2, 5))),
     quick=Settings((Scale(12, 24, 12, 8, 2), Scale(18, 16, 8, 4, 1), Scale(24, 8, 4, 2, 1))),
     figures=FIGURES,
     picture=picture,
