@@ -9,16 +9,16 @@ a cost. Tiles are handwritten digits; with --warcraft FOLDER they are those of t
 import argparse
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from maps import USUAL, Decisions, Direct, Game, Maps, Reader, digit_tiles, drawn, hamming, judge, likely
-from runner import Experiment, Record, main
+from panels import panels
+from runner import Experiment, main
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from warcraft import Warcraft, read_warcraft
@@ -185,26 +185,6 @@ def run(method: Method, seed: int, settings: Settings) -> dict[str, float]:
     return {name: value for name, value in figures.items() if np.isfinite(value)}  # no price of paths that lead nowhere
 
 
-def picture(records: Sequence[Record], path: Path) -> None:
-    """Per cent of maps with both decisions right, each seed a point and their mean a line, one panel a size."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.2), layout="constrained")
-    sizes = list(dict.fromkeys(r.method.split(":")[0] for r in records))
-    for axes, size in zip(figure.subplots(1, len(sizes), sharey=True, squeeze=False)[0], sizes, strict=True):
-        for k, name in enumerate(ROWS):
-            both = [r.figures["both"] for r in records if r.method == f"{size}: {name}"]
-            axes.plot(both, [k] * len(both), "o", color="tab:blue", alpha=0.5, ms=5)
-            axes.plot(np.mean(both), k, "|", color="black", ms=14, mew=2)
-        axes.set_title(f"{size} tiles", fontsize=10)
-        axes.set_xlabel("both decisions right, %")
-        axes.set_yticks(range(len(ROWS)), ROWS)
-        axes.grid(axis="x", alpha=0.3)
-        axes.set_xlim(left=-1)
-    axes.invert_yaxis()
-    figure.savefig(path, dpi=110)
-
-
 FIGURES = {
     "both": ".1f",
     "blocked": ".1f",
@@ -221,7 +201,7 @@ EXPERIMENT = Experiment(
     full=Settings((Scale(12, 200, 100, 8, 8), Scale(18, 60, 40, 4, 6), Scale(24, 30, 25, 2, 5))),
     quick=Settings((Scale(12, 24, 12, 8, 2), Scale(18, 16, 8, 4, 1), Scale(24, 8, 4, 2, 1))),
     figures=FIGURES,
-    picture=picture,
+    picture=panels,
     packages=("bigrad", "torch", "numpy", "ortools", "scikit-learn"),
 )
 
