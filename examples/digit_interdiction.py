@@ -13,7 +13,7 @@ Fenchel-Young losses, by a single-level layer that ignores the leader, or predic
 of held-out digits judge them. Results, and what each row means: docs/digit_interdiction.md.
 
     python examples/digit_interdiction.py           6 x 6 maps, one seed: two or three minutes
-    python examples/digit_interdiction.py --full    12 x 12 maps, three seeds: a quarter of an hour
+    python examples/digit_interdiction.py --full    12 x 12 maps, three seeds: half an hour
 """
 
 from __future__ import annotations

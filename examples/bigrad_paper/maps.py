@@ -123,10 +123,7 @@ def drawn(
 
 
 class Reader(nn.Module):
-    """Each tile's cost from its image alone: which of some kinds it is, and a cost for each kind, all learned.
-
-    Tiles with the same image are read once.
-    """
+    """Each tile's cost from its image alone: which of some kinds it is, and a cost for each kind, all learned."""
 
     def __init__(self, pixels: int = 64, width: int = 256, kinds: int = 10):
         super().__init__()
@@ -137,9 +134,7 @@ class Reader(nn.Module):
         self.cost = nn.Parameter(torch.linspace(-2, 2, kinds))
 
     def forward(self, tiles: Tensor) -> Tensor:
-        images, which = tiles.flatten(0, 1).unique(dim=0, return_inverse=True)
-        costs = USUAL / np.log(2) * softplus(self.kind(self.hidden(images)).softmax(-1) @ self.cost)
-        return costs[which].view(tiles.shape[:2])
+        return USUAL / np.log(2) * softplus(self.kind(self.hidden(tiles)).softmax(-1) @ self.cost)
 
 
 class Direct(nn.Module):

@@ -149,6 +149,14 @@ ROWS: dict[str, tuple[Loss, Predict]] = {
 METHODS = {f"{n} × {n}: {name}": Method(n, *row) for n in (12, 18, 24) for name, row in ROWS.items()}
 
 
+class ReadOnce(Reader):
+    """Reads tiles with the same image once: maps have many tiles, of few images."""
+
+    def forward(self, tiles: Tensor) -> Tensor:
+        images, which = tiles.flatten(0, 1).unique(dim=0, return_inverse=True)
+        return super().forward(images)[which].view(tiles.shape[:2])
+
+
 @lru_cache(maxsize=2 * len(METHODS))  # rows that differ only in what they predict share a network
 def trained(loss: Loss, scale: Scale, seed: int, settings: Settings) -> tuple[nn.Module, float]:
     """A network, and the processor seconds that it took."""
@@ -156,7 +164,7 @@ def trained(loss: Loss, scale: Scale, seed: int, settings: Settings) -> tuple[nn
     maps, _ = maps_of(scale, seed, settings.images, settings.warcraft)
     torch.manual_seed(seed)
     pixels = maps.tiles.shape[2]
-    network = Direct(scale.size, pixels) if direct else Reader(pixels)
+    network = Direct(scale.size, pixels) if direct else ReadOnce(pixels)
     rate, epochs = settings.rate, scale.epochs
     if direct:
         rate, epochs = settings.direct_rate, epochs * settings.direct
