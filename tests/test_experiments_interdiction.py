@@ -63,7 +63,7 @@ def test_warcraft_reader_says_what_is_missing_or_does_not_fit(folder):
 
 
 def test_warcraft_maps_are_trained_on(folder):
-    scale = shortest_path.Scale(SIZE, 4, 3, 2, 1)
+    scale = shortest_path.Scale(SIZE, 4, 3, 2, 2, 1)
     settings = shortest_path.Settings((scale,), warcraft=str(folder))
     train, test = shortest_path.maps_of(scale, 0, settings.images, settings.warcraft)
     assert train.tiles.shape == (4, SIZE**2, 12)
@@ -79,7 +79,7 @@ def test_warcraft_maps_are_trained_on(folder):
 
 
 def test_digit_maps_of_one_seed_share_their_tiles_and_another_seed_has_others():
-    scale = shortest_path.Scale(3, 30, 30, 8, 1)
+    scale = shortest_path.Scale(3, 30, 30, 8, 1, 0)
     train, test = (
         {bytes(tile) for tile in part.tiles.flatten(0, 1).numpy()} for part in shortest_path.maps_of(scale, 0, 20, None)
     )
