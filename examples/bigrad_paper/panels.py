@@ -12,7 +12,7 @@ def panels(records: Sequence[Record], path: Path) -> None:
 
     sizes, rows = (list(dict.fromkeys(r.method.split(": ")[part] for r in records)) for part in (0, 1))
     figure = Figure(figsize=(9, 0.8 + 0.28 * len(rows)), layout="constrained")
-    every = figure.subplots(1, len(sizes), sharey=True, squeeze=False)[0]
+    every = figure.subplots(1, len(sizes), sharex=True, sharey=True, squeeze=False)[0]
     for axes, size in zip(every, sizes, strict=True):
         for k, row in enumerate(rows):
             both = [r.figures["both"] for r in records if r.method == f"{size}: {row}"]
