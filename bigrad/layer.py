@@ -79,12 +79,8 @@ class Layer(nn.Module):
             given = type(program).__name__
             raise InputError(f"Layer({given}): give a Program, as bigrad.bilevel(…) or bigrad.argmin(…) declares it.")
         if isinstance(self.gradient, type) or not hasattr(self.gradient, "needs"):
-            raise InputError(f"Layer(gradient={gradient!r}): give a rule as an object, such as bigrad.Implicit().")
+            raise InputError(f"Layer(gradient={gradient!r:.80}): give a rule as an object, such as bigrad.Implicit().")
         program.checked(self.solver)
-        if isinstance(self.gradient, type) or not hasattr(self.gradient, "needs"):
-            raise InputError(
-                f"Layer(gradient={gradient!r:.80}): give an object, such as Implicit(), EqProp() or Perturbed(…)."
-            )
         self.rule = _rule(program, self.gradient)
         if missing := self.rule.needs - program.offers:
             raise CapabilityError(_refused(self.gradient, missing))

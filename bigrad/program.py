@@ -244,7 +244,7 @@ class Program:
         """The solver, `Auto()` for None, refused with its own sentence where it cannot take this program."""
         solver = self.default if solver is None else solver
         if isinstance(solver, type) or not hasattr(solver, "accepts"):
-            raise InputError(f"solver={solver!r:.80}: give an object, such as Auto(), Global() or Descent(…).")
+            raise InputError(f"solver={solver!r:.80}: give a solver object, such as bigrad.Global(), or leave it out.")
         if reason := solver.accepts(self):
             kind = f"{solver} needs continuous variables; this program is {self.combinatorial and self.combinatorial.kind}. Use Cuts()."
             raise CapabilityError(kind if self.combinatorial else reason)

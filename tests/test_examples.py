@@ -146,11 +146,13 @@ def ways_across(size: int) -> np.ndarray:
 
 def test_digits_players_decide_as_enumeration_says(digits):
     """Every blockade against every path; and no other blockade is as good, so that what is observed is no matter of chance."""
+    from bigrad_paper.maps import BUDGET, EXTRA
+
     game = digits.Game(3)
     _, _, maps = digits.digit_maps(game, (1, 1, 12))
     paths = ways_across(3)
-    every = np.array([x for x in itertools.product((0.0, 1.0), repeat=9) if sum(x) <= digits.BUDGET])
-    extra = np.array([0, *[digits.EXTRA] * 7, 0])
+    every = np.array([x for x in itertools.product((0.0, 1.0), repeat=9) if sum(x) <= BUDGET])
+    extra = np.array([0, *[EXTRA] * 7, 0])
     for costs, blocked, path in zip(*(part.double().numpy() for part in maps[1:]), strict=True):
         totals = (costs + extra * every) @ paths.T
         values = totals.min(1) - every @ game.upkeep.double().numpy()

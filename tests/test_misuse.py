@@ -62,13 +62,13 @@ def test_inference_mode_gives_the_answer():
 
 @pytest.mark.parametrize("solver", ["adam", bg.Descent])
 def test_a_solver_is_an_object(solver):
-    with pytest.raises(bg.InputError, match=r"solver=.*give an object"):
+    with pytest.raises(bg.InputError, match=r"solver=.*give a solver object"):
         bg.Layer(bg.argmin(near, responds=START), solver=solver)
 
 
 @pytest.mark.parametrize("gradient", ["implicit", bg.EqProp])
 def test_a_gradient_is_an_object(gradient):
-    with pytest.raises(bg.InputError, match=r"gradient=.*give an object"):
+    with pytest.raises(bg.InputError, match=r"gradient=.*give a rule as an object"):
         bg.Layer(bg.argmin(near, responds=START), gradient=gradient)
 
 
