@@ -76,6 +76,8 @@ def test_the_pictures_can_be_drawn_again(tmp_path, monkeypatch):
     for name in ("kink", "tie"):
         script[name](tmp_path / f"{name}.png")
         assert (tmp_path / f"{name}.png").stat().st_size > 10_000
+    runpy.run_path(str(DOCS / "pictures" / "front.py"))["main"](tmp_path)
+    assert (tmp_path / "front.png").stat().st_size > 10_000
 
 
 @pytest.mark.slow
