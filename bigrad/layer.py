@@ -6,7 +6,7 @@ Shapes, batches, devices and failures are settled here; the mathematics is not.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from torch.autograd.forward_ad import unpack_dual
 
 from bigrad.affine import flatten
 from bigrad.auto import Auto
+from bigrad.failure import failure
 from bigrad.gradients.base import AbstractGradient, attach, attach_pull
 from bigrad.gradients.estimator import AbstractEstimator
 from bigrad.gradients.implicit import Implicit
@@ -29,7 +30,15 @@ from bigrad.handles import same
 from bigrad.memory import Recall
 from bigrad.parallel import single_torch
 from bigrad.program import Input, Program, Unknown
-from bigrad.solution import CapabilityError, InputError, Outcome, Point, Solution, SolveError, SolveWarning, Status
+from bigrad.solution import (
+    CapabilityError,
+    InputError,
+    Outcome,
+    Point,
+    Solution,
+    SolveWarning,
+    Status,
+)
 from bigrad.solvers.base import AbstractSolver, batch_size
 from bigrad.solvers.descent import Descent
 from bigrad.solvers.methods import AbstractMethod
@@ -124,7 +133,7 @@ class Layer(nn.Module):
             theta, batched = self._theta(values)
         outcome = self._solve(theta, values, warm_start)
         if self.on_failure == "raise" and not outcome.ok.all():
-            raise _failure(outcome, batched, self.program, self._given(values))
+            raise failure(outcome, batched, self.program, self._given(values))
         if isinstance(self.rule, Joint):
             return self._smoothed(self.rule, outcome, values, theta, batched)
         home = outcome.form or self.program
@@ -154,7 +163,7 @@ class Layer(nn.Module):
             if self.on_failure == "raise":
                 status = outcome.status.copy()
                 status[fine[lost]] = Status.NOT_FOUND
-                raise _failure(replace(outcome, status=status), batched)
+                raise failure(replace(outcome, status=status), batched)
             fine = fine[~lost]  # again, without them: else their NaN would reach the gradients of all
         return self._typed(w if batched else w[0], self._variables, values)
 
@@ -162,11 +171,13 @@ class Layer(nn.Module):
         """y* of a torch function."""
         bound, outcome = self._descended(values, warm_start)
         if self.on_failure == "raise" and not outcome.ok.all():
-            raise _failure(outcome, False)
+            raise failure(outcome, False)
         if outcome.ok.all() and outcome.cause is not None and outcome.cause[0]:
-            why = "The lower level is not minimised to its tolerance; its loss has settled."
+            why = (
+                "The lower level is not minimised to its tolerance; its loss has settled. layer.solve(…)[0].stats.cause"
+            )
             warnings.warn(
-                f"{why} layer.solve(…)[0].stats.cause has what was reached; see bigrad.Descent.",
+                f"{why} has what was reached; see bigrad.Descent.",
                 SolveWarning,
                 stacklevel=4,
             )
@@ -381,22 +392,3 @@ def _position(handle: Any, known: Sequence[Input | Unknown], kind: str, duals: S
     names = ", ".join(k.name for k in known if k not in duals) or "none"
     more = "; prices are constraint.dual_variables[0]" if duals else ""
     raise InputError(f"Layer({kind}s=…): {handle} is not a {kind} of this program, which has: {names}{more}.")
-
-
-def _failure(
-    outcome: Outcome, batched: bool, program: Program | None = None, given: Mapping[Any, np.ndarray] | None = None
-) -> SolveError:
-    bad = {int(i): outcome.status[i] for i in np.flatnonzero(~outcome.ok)}
-    causes = {i: outcome.stats(i, 1.0).cause or (program.fault(given, i) if program and given else "") for i in bad}
-    shown = [
-        f"{f'  item {i}: ' if batched else '  '}{s.name}. {s.value} {causes[i]}".rstrip()
-        for i, s in list(bad.items())[:8]
-    ]
-    more = [f"  … and {len(bad) - 8} more."] if len(bad) > 8 else []
-    head = (
-        f"{len(bad)} of {len(outcome.status)} items could not be solved:"
-        if batched
-        else "The program could not be solved:"
-    )
-    tail = 'Mend these inputs, or make the layer with on_failure="nan" to keep the other items; layer.solve(…) returns every status.'
-    return SolveError("\n".join([head, *shown, *more, tail]), bad)

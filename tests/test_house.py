@@ -135,7 +135,7 @@ LADDER = [
     {"exact"},
     {"solvers", "gradients"},
     {"oracles"},
-    {"programs"},
+    {"failure", "programs"},
     {"memory", "program"},
     {"player"},
     {"combinatorial", "inner", "mip", "sensitivity"},

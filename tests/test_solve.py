@@ -311,7 +311,7 @@ def test_inputs_that_do_not_fit_are_errors():
             "is not a parameter of this program; its parameters are: p, q",
         ),
         ({p: [1.0, 2.0], q: 1.0, x: 1.0}, "is not a parameter of this program"),
-        ({"p": [1.0, 2.0], q: 1.0}, "str 'p' is not a parameter of this program"),
+        ({"p": [1.0, 2.0], q: 1.0}, "str 'p' is a name; the key is the Parameter object itself"),
     ]:
         with pytest.raises(bg.InputError, match=words):
             program.solve(values)

@@ -1,0 +1,31 @@
+"""What a layer raises where items of a batch could not be solved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from bigrad.program import Program
+from bigrad.solution import Outcome, SolveError
+
+
+def failure(
+    outcome: Outcome, batched: bool, program: Program | None = None, given: Mapping[Any, np.ndarray] | None = None
+) -> SolveError:
+    """The error that names the items of an outcome that failed."""
+    bad = {int(i): outcome.status[i] for i in np.flatnonzero(~outcome.ok)}
+    causes = {i: outcome.stats(i, 1.0).cause or (program.fault(given, i) if program and given else "") for i in bad}
+    shown = [
+        f"{f'  item {i}: ' if batched else '  '}{s.name}. {s.value} {causes[i]}".rstrip()
+        for i, s in list(bad.items())[:8]
+    ]
+    more = [f"  … and {len(bad) - 8} more."] if len(bad) > 8 else []
+    head = (
+        f"{len(bad)} of {len(outcome.status)} items could not be solved:"
+        if batched
+        else "The program could not be solved:"
+    )
+    tail = 'Mend these inputs, or make the layer with on_failure="nan" to keep the other items; layer.solve(…) returns every status.'
+    return SolveError("\n".join([head, *shown, *more, tail]), bad)
