@@ -270,6 +270,10 @@ def residual(data: Data, sizes: Sizes, w: Array) -> Array:
     width = data.Q.shape[-1]
     z = w[..., :width]
     xp = namespace(w)
+    above = mv(data.Q, z) + data.c + mv(data.G.mT, gamma) + mv(data.E.mT, eps)
+    rows = [mv(data.G, z) - data.g, mv(data.E, z) - data.e]
+    if not sizes.y:
+        return xp.concatenate([above, *rows], -1)
     lower = xp.concatenate(
         [
             mv(data.C.mT, sigma) + mv(data.B.mT, kappa) + mv(data.K.mT, eta),
@@ -280,15 +284,13 @@ def residual(data: Data, sizes: Sizes, w: Array) -> Array:
         -1,
     )
     parts = [
-        mv(data.Q, z) + data.c + mv(data.G.mT, gamma) + mv(data.E.mT, eps) + lower[..., :width],
+        above + lower[..., :width],
         lower[..., width:],
         mv(data.C, x) + mv(data.P, y) + data.p + mv(data.A.mT, lam) + mv(data.H.mT, nu),
         mv(data.A, y) + mv(data.B, x) - data.b,
         mv(data.H, y) + mv(data.K, x) - data.h,
-        mv(data.G, z) - data.g,
-        mv(data.E, z) - data.e,
     ]
-    return xp.concatenate(parts, -1)
+    return xp.concatenate([*parts, *rows], -1)
 
 
 def crossing(data: Data, sizes: Sizes, w: Array) -> Array:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any, ClassVar, NamedTuple
@@ -58,7 +59,7 @@ class _Three(CLARABEL):
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """A sparse matrix (or, with one column, a vector) whose entries are affine in e = (theta, 1)."""
+    """A sparse matrix (or, with one column, a vector) whose entries, column by column, are affine in e = (theta, 1)."""
 
     shape: tuple[int, int]
     rows: np.ndarray
@@ -73,9 +74,24 @@ class Block:
         weights = sp.csr_array((factor, (at, k)), shape=(len(flat), spread.shape[0]))
         return Block(shape, flat % max(shape[0], 1), flat // max(shape[0], 1), sp.csr_array(weights @ spread))
 
+    @cached_property
+    def constant(self) -> bool:
+        """Whether no entry depends on theta."""
+        return bool(self.weights[:, [-1]].nnz == self.weights.nnz)
+
+    @cached_property
+    def _ends(self) -> np.ndarray:
+        return np.searchsorted(self.columns, np.arange(self.shape[1] + 1))
+
     def __call__(self, e: np.ndarray) -> sp.csc_array:
         """The matrix."""
-        return sp.csc_array((self.weights @ e, (self.rows, self.columns)), shape=self.shape)
+        return sp.csc_array((self.weights @ e, self.rows, self._ends), shape=self.shape)
+
+    def vector(self, e: np.ndarray) -> np.ndarray:
+        """The first column."""
+        column = np.zeros(self.shape[0])
+        column[self.rows] = self.weights @ e
+        return column
 
     def pull(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         """Gradient over e of left' (matrix) right."""
@@ -106,7 +122,7 @@ class Convex:
     @property
     def curved(self) -> bool:
         """Whether the quadratic part depends on parameters, which may make it concave."""
-        return bool(self.P.weights[:, [-1]].nnz < self.P.weights.nnz)
+        return not self.P.constant
 
     @staticmethod
     def of(problem: cp.Problem, parameters: Sequence[cp.Parameter]) -> Convex:
@@ -132,8 +148,8 @@ class Convex:
     def at(self, theta: Sequence[np.ndarray]) -> Conic:
         """The cone program at flat parameter values."""
         e = np.concatenate([*theta, np.ones(1)])
-        q = self.q(e).toarray().ravel()
-        return Conic(self.P(e), q[:-1], float(q[-1]), self.A(e), self.b(e).toarray().ravel(), self.cones)
+        q = self.q.vector(e)
+        return Conic(self.P(e), q[:-1], float(q[-1]), self.A(e), self.b.vector(e), self.cones)
 
     def adjoint(
         self,

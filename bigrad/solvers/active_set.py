@@ -64,10 +64,12 @@ class ActiveSet(AbstractSolver):
         begun = time.perf_counter()
         maps, batch = program.quadratic, batch_size(theta)
         assert maps is not None
+        if _flat(maps):  # a linear program is not for this road
+            return replace(self._slowly(program, theta), solver="ActiveSet")
         ready = ~program.invalid(theta, batch)
         with single_blas:
             data = maps(theta if ready.all() else tuple(np.where(np.isfinite(t), t, 0.0) for t in theta))
-            if not data.Q.any():  # a linear program is not for this road
+            if not data.Q.any():
                 return replace(self._slowly(program, theta), solver="ActiveSet")
             outcome = settled(data, maps.sizes, batch, _form(maps))
         done = ready & outcome.ok
@@ -82,6 +84,12 @@ class ActiveSet(AbstractSolver):
     def _slowly(self, program: Program, theta: tuple[np.ndarray, ...]) -> Outcome:
         """By DAQP as it is, which needs no strict convexity, and with a word on every failure."""
         return Pieces(starts=1, nodes=0, time_limit=self.time_limit).solve(program, theta)
+
+
+@lru_cache(maxsize=64)
+def _flat(maps: Maps) -> bool:
+    """Whether the objective is linear whatever the parameters are."""
+    return not maps.Q.terms and not maps.T.terms and not maps.hessian(()).any()
 
 
 @lru_cache(maxsize=64)

@@ -77,13 +77,15 @@ def still(program: Conic, lam: np.ndarray | None = None) -> np.ndarray:
     which = np.repeat(np.arange(len(cones.soc)), cones.soc)  # the ball that a row is of
     prices = np.zeros(m) if lam is None else np.where(abs(lam) > PRICED * (1 + abs(lam).max(initial=0.0)), lam, 0.0)
     ball = slice(flat, heads[-1])
-    A, P = sp.coo_array(program.A), sp.coo_array(program.P)
-    priced = sp.csr_array((prices[ball], (which, np.arange(len(which)))), shape=(len(cones.soc), len(which)))
-    paid = sp.coo_array(priced @ sp.csr_array(program.A)[ball])
-    paid.data[abs(paid.data) <= PROBE * abs(paid.data).max(initial=0.0)] = 0.0
-    row = np.r_[A.row, m + P.row, m + n + paid.row, np.full(n, m + n + len(cones.soc))]
-    place = np.r_[A.col, P.col, paid.col, np.arange(n)]
-    sign = np.sign(np.r_[A.data, P.data, paid.data, program.q])
+    at, across, entries = _entries(program.A)
+    bent, bending, curved = _entries(program.P)
+    held = np.flatnonzero((at >= flat) & (at < heads[-1]) & (prices[at] != 0))
+    pair, k = np.unique(which[at[held] - flat] * n + across[held], return_inverse=True)
+    paid = np.bincount(k, prices[at[held]] * entries[held], len(pair))
+    paid[abs(paid) <= PROBE * abs(paid).max(initial=0.0)] = 0.0
+    row = np.r_[at, m + bent, m + n + pair // n, np.full(n, m + n + len(cones.soc))]
+    place = np.r_[across, bending, pair % n, np.arange(n)]
+    sign = np.sign(np.r_[entries, curved, paid, program.q])
     count = m + n + len(cones.soc) + 1
     equal = np.arange(count) >= m
     equal[-1], equal[: cones.zero], equal[cones.zero : flat] = False, True, prices[cones.zero : flat] > 0
@@ -102,6 +104,11 @@ def still(program: Conic, lam: np.ndarray | None = None) -> np.ndarray:
             up[place[none | (one & (way * sign > 0))]] = False
             down[place[none | (one & (way * sign < 0))]] = False
     return ~(up | down)
+
+
+def _entries(matrix: sp.csc_array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Row, column and value of what is stored."""
+    return matrix.indices, np.repeat(np.arange(matrix.shape[1]), np.diff(matrix.indptr)), matrix.data
 
 
 def dual(program: Conic) -> Conic:

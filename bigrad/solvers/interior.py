@@ -171,8 +171,7 @@ class Interior(AbstractSolver):
             *(clarabel.ExponentialConeT() for _ in range(cones.exponential)),
             *(clarabel.PowerConeT(a) for a in cones.power),
         ]
-        P, A = sp.csc_matrix(sp.triu(program.P)), sp.csc_matrix(program.A)
-        return clarabel.DefaultSolver(P, program.q, A, program.b, blocks, settings).solve()
+        return clarabel.DefaultSolver(_triangle(program.P), program.q, program.A, program.b, blocks, settings).solve()
 
     def _ray(self, program: Conic, ray: np.ndarray) -> Status:
         """Whether a direction proves that the program is unbounded: it must improve without limit, from a feasible point."""
@@ -199,6 +198,13 @@ def _proves_infeasible(program: Conic, lam: np.ndarray) -> bool:
     inside = abs(program.cones.project(-lam)).max(initial=0.0) <= CERTAIN * size
     balanced = abs(program.A.T @ lam).max(initial=0.0) <= CERTAIN * (abs(program.A.T) @ abs(lam)).max(initial=0.0)
     return bool(inside and balanced and program.b @ lam < -CERTAIN * (abs(program.b) @ abs(lam)))
+
+
+def _triangle(P: sp.csc_array) -> sp.csc_array:
+    """The upper triangle, which scipy's triu finds in several passes."""
+    keep = P.indices <= np.repeat(np.arange(P.shape[1]), np.diff(P.indptr))
+    ends = np.r_[0, np.cumsum(keep)][P.indptr]
+    return sp.csc_array((P.data[keep], P.indices[keep], ends), shape=P.shape)
 
 
 def _concave(P: sp.csc_array) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -75,20 +76,31 @@ def _running(game: Game, w: np.ndarray, status: np.ndarray, theta: tuple[np.ndar
     """The items with an optimum at which the follower has no best answer, only ever better ones further away."""
     program = game.program
     form, answers = program.smooth, [u.place for u in program.unknowns if not u.leader]
-    if not isinstance(form, Convex):
+    if not isinstance(form, Convex) or _bounded(game):
         return []
     size, found = form.layout.x, []
     at = np.unique(np.concatenate([place.tocoo().coords[1] for place in answers if not isinstance(place, slice)]))
     for i in np.flatnonzero([s is Status.GLOBAL for s in status]):
         item = tuple(t[i] if t.ndim > 1 else t for t in theta)
-        own = game.answer.at(item)
-        if still(own._replace(P=0 * own.P, q=0 * own.q))[game.own].all():  # a bounded set of answers
+        if _held(game, item):
             continue
         conic = form.at(item)
         loose = not firm(conic, w[i, :size], w[i, size:], at)
         if loose and runs_away(dual(conic), lambda other: Interior().clarabel(other, PRECISE), at[at >= size]):
             found.append(int(i))
     return found
+
+
+@lru_cache(maxsize=64)
+def _bounded(game: Game) -> bool:
+    """Whether the follower's answers are seen to be bounded whatever the parameters are."""
+    return game.answer.A.constant and _held(game, [np.zeros(p.size) for p in game.parameters])
+
+
+def _held(game: Game, theta: Sequence[np.ndarray]) -> bool:
+    """Whether they are at these parameters."""
+    answer = game.answer.at(theta)
+    return bool(still(answer._replace(P=0 * answer.P, q=0 * answer.q))[game.own].all())
 
 
 def _cause(found: Status, leader: Status, follower: Status) -> Status:
