@@ -23,6 +23,10 @@ ONCE = (
     "The inner loss could not be differentiated twice: {why}. Take bigrad.Implicit(products=bigrad.Differences()) or "
     "bigrad.EqProp(…), which need first derivatives only."
 )
+LOST = (
+    "The inner loss depends on tensors that require gradients but are not among its arguments, so their hypergradient "
+    "would be lost: pass them to the layer, layer(x, …), in dicts or lists if you like; detach those that are data."
+)
 Tree = Any
 """Tensors in dicts, lists and tuples, or anything else, which is passed on as it is."""
 
@@ -139,16 +143,7 @@ class Inner:
             return len(leaves) - 1
 
         args = tuple(_map(v, lambda t: _Leaf(pick(t)), Tensor) for v in values)
-        bound = Bound(self, args, tuple(leaves))
-        if wanted:
-            with torch.enable_grad():
-                loss = bound.energy(self.start, bound.still)
-            if loss.requires_grad:
-                raise InputError(
-                    "The inner loss depends on tensors that require gradients but are not among its arguments, so their hypergradient "
-                    "would be lost: pass them to the layer, layer(x, …), in dicts or lists if you like; detach those that are data."
-                )
-        return bound
+        return Bound(self, args, tuple(leaves), unseen=[None] if wanted else [])
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,13 +157,15 @@ class _Leaf:
 class Bound:
     """The lower level at the arguments of one call. leaves: the tensors among them that want gradients.
 
-    record: what the backward pass of this call reports; empty before it.
+    record: what the backward pass of this call reports; empty before it. unseen: empty once a loss has been searched for
+    tensors that want gradients too and are no arguments.
     """
 
     inner: Inner
     args: tuple[Tree, ...]
     leaves: tuple[Tensor, ...]
     record: dict[str, Any] = field(default_factory=dict)
+    unseen: list[None] = field(default_factory=list)
 
     @property
     def still(self) -> tuple[Tensor, ...]:
@@ -177,7 +174,7 @@ class Bound:
 
     def finite(self) -> bool:
         """Whether no tensor in x, or among those that want gradients, holds a NaN or an infinity; further data may."""
-        found: list[bool] = [bool(torch.isfinite(t).all()) for t in self.still]
+        found: list[bool] = [_finite(t) for t in self.still]
         _map(self.args[0], lambda leaf: _note(leaf.held, found), _Leaf)
         return all(found)
 
@@ -208,6 +205,10 @@ class Bound:
         """(g, its gradient in y), y in the graph; follow: in the graph themselves."""
         with _eager() if follow else nullcontext():
             loss = self.energy(y, leaves)
+        if self.unseen and not follow:
+            self.unseen.clear()
+            if any(getattr(node, "variable", y) is not y for node in _nodes(loss)):
+                raise InputError(LOST)
         slope = torch.autograd.grad(loss, y, create_graph=follow, allow_unused=True)[0] if loss.requires_grad else None
         if slope is None:
             raise InputError(
@@ -230,15 +231,8 @@ class Bound:
             raise InputError(ONCE.format(why=str(error)[:120])) from error
         if slope is None:
             return self.gradient(y, leaves, follow=True)[1]
-        seen, ahead = set(), [slope.grad_fn]
-        while ahead:
-            node = ahead.pop()
-            if node is None or node in seen:
-                continue
-            if node.name() == "torch::autograd::Error" or "CompiledFunction" in node.name():
-                raise InputError(ONCE.format(why="a once_differentiable backward, or torch.compile"))
-            seen.add(node)
-            ahead.extend(before for before, _ in node.next_functions)
+        if any(node.name() == "torch::autograd::Error" or "CompiledFunction" in node.name() for node in _nodes(slope)):
+            raise InputError(ONCE.format(why="a once_differentiable backward, or torch.compile"))
         return slope
 
     def slope(self, y: Tensor, push: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -266,6 +260,18 @@ def pulled(
         found = torch.autograd.grad(value, own, weight, retain_graph=keep, allow_unused=True)
     filled = iter([torch.zeros_like(t) if g is None else g for g, t in zip(found, own, strict=True)])
     return tuple(next(filled) if w else None for w in wanted)
+
+
+def _nodes(value: Tensor) -> set[Any]:
+    """The nodes of the graph that a value was made by."""
+    seen: set[Any] = set()
+    ahead = [value.grad_fn]
+    while ahead:
+        node = ahead.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            ahead.extend(before for before, _ in node.next_functions)
+    return seen
 
 
 def _eager() -> AbstractContextManager[Any]:
@@ -322,4 +328,9 @@ def _versions(tree: Tree) -> list[int]:
 
 def _note(t: Tensor | int, found: list[bool]) -> None:
     if isinstance(t, Tensor) and t.is_floating_point():
-        found.append(bool(torch.isfinite(t).all()))
+        found.append(_finite(t))
+
+
+def _finite(t: Tensor) -> bool:
+    """Whether it holds no NaN and no infinity; its sum, which is quicker, can only overflow."""
+    return bool(torch.isfinite(t.sum())) or bool(torch.isfinite(t).all())

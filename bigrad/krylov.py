@@ -112,7 +112,7 @@ class CG(AbstractKrylov):
             r.sub_(product, alpha=step)
             del product  # a vector less while the next is made
             square, old = float(r @ r), square
-            p.mul_(square / old).add_(r)
+            torch.add(r, p, alpha=square / old, out=p)
         return self._done(x, square**0.5, goal, taken)
 
     def promised(self, b: Tensor, mu: float, L: float | None) -> float | None:
