@@ -162,7 +162,7 @@ INSIDE = {
         {"mehrotra"},
         {"active_set"},
         {"descent", "formula", "interior", "pieces", "relaxation", "sparse", "spread"},
-        {"integers", "proof", "settle"},
+        {"integers", "proof", "settle", "trail"},
         {"branch", "tangent", "verdict"},
         {"projected", "reformulation", "search", "sequence", "spatial", "stages"},
         {"lbfgs", "methods", "model", "piece", "recall", "sos", "starts", "uno"},

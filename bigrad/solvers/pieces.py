@@ -13,24 +13,19 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from bigrad.exchange import Exchange
 from bigrad.parallel import single_blas, thread_map
 from bigrad.program import Program
-from bigrad.quadratic import Data, Sizes, apart, value
-from bigrad.solution import Outcome, Point, Status
-from bigrad.solvers.active import settle
-from bigrad.solvers.base import EXACT, PROVEN, AbstractSolver, batch_size, whole_numbers
+from bigrad.quadratic import Data, Sizes, apart
+from bigrad.solution import Outcome, Point
+from bigrad.solvers.base import AbstractSolver, batch_size, whole_numbers
 from bigrad.solvers.branch import branch
-from bigrad.solvers.convex import INFEASIBLE, UNBOUNDED
-from bigrad.solvers.diagnose import diagnose
-from bigrad.solvers.recall import known_sets, recalled
 from bigrad.solvers.scaling import Scaling
 from bigrad.solvers.search import Search
 from bigrad.solvers.starts import answers, high_points
+from bigrad.solvers.trail import Trail, meets
 
 WIDE = 100
 """Unknowns from which a piece takes DAQP long enough for threads to gain; for smaller ones they wait on the interpreter lock."""
@@ -123,109 +118,49 @@ class Pieces(AbstractSolver):
         begun: float,
     ) -> Outcome:
         """Solve items whose data are at hand. own: see `Maps`; crooked: items whose lower level is not convex."""
-        batch, game = len(invalid), own is not None
+        batch = len(invalid)
         limit = begun + (np.inf if self.time_limit is None else self.time_limit)
         bounded = np.ones(batch, bool)
-        search = Search(data, sizes, batch, bounded)
-        skip = invalid | crooked
-        todo = np.flatnonzero(~skip)
-        starts, bound = np.zeros(batch, int), np.full(batch, -np.inf)
-        moving, proven, polished = np.zeros((3, batch), bool)
-        ready: Exchange | None = None
-        was_free, was_singular = known_sets(warm, sizes.blocks[-1].stop)
-        exhaustive = 2**sizes.pairs <= self.exhaustive
-        if exhaustive:
-            flat = todo[_least(data.Q, batch)[todo] <= FLAT]
-            bounded[flat] = False
-            if len(flat) and sizes.pairs:  # without pairs the relaxation is the one piece, solved below
-                bounded[flat] = np.isfinite(high_points(data.pick(flat), sizes, len(flat), 1, self.seed)[1])
-            sides = (np.arange(2**sizes.pairs)[:, None] >> np.arange(sizes.pairs)) % 2 == 1
-            search.visit(np.repeat(todo, len(sides)), np.tile(sides, (len(todo), 1)))
-            starts[todo] = len(sides)
+        trail = Trail(Search(data, sizes, batch, bounded), np.flatnonzero(~(invalid | crooked)), warm, bounded)
+        if 2**sizes.pairs <= self.exhaustive:
+            self._visit_all(trail)
         else:
-            at = np.array([i for i, w in enumerate(warm) if w is not None and not skip[i]], int)
-            sides = np.array([warm[i].tight for i in at], bool).reshape(len(at), sizes.pairs)
-            w, recall, ready = recalled(data.pick(at), sizes, sides, was_free[at])
-            search.adopt(at[recall], sides[recall], w[recall])
-            polished[at[recall]] = True
-            moving = search.descend(at, sides, self.max_iterations, limit)
-            starts[at] = 1
-            cold = np.flatnonzero(~skip & (search.best() < 0))  # those whose warm start has no solution begin anew
-            if len(cold):
-                items, sides, bound[cold] = self._begin(data.pick(cold), sizes, own, len(cold))
-                starts += np.bincount(cold[items], minlength=batch)
-                moving |= search.descend(cold[items], sides, self.max_iterations, limit)
-                bounded[cold] = np.isfinite(bound[cold])
+            self._search(trail, own, limit)
+        return trail.outcome(invalid, own is not None, begun, limit)
+
+    def _visit_all(self, trail: Trail) -> None:
+        """Solve every piece."""
+        search, todo = trail.search, trail.todo
+        data, sizes = search.data, search.sizes
+        flat = todo[_least(data.Q, len(trail.bounded))[todo] <= FLAT]
+        trail.bounded[flat] = False
+        if len(flat) and sizes.pairs:  # without pairs the relaxation is the one piece, solved below
+            trail.bounded[flat] = np.isfinite(high_points(data.pick(flat), sizes, len(flat), 1, self.seed)[1])
+        sides = (np.arange(2**sizes.pairs)[:, None] >> np.arange(sizes.pairs)) % 2 == 1
+        search.visit(np.repeat(todo, len(sides)), np.tile(sides, (len(todo), 1)))
+        trail.starts[todo] = len(sides)
+        trail.proven = ~trail.broken
+
+    def _search(self, trail: Trail, own: np.ndarray | None, limit: float) -> None:
+        """Descend from the warm starts, for the others from pieces of the relaxation; then branch where that is in doubt."""
+        search, todo = trail.search, trail.todo
+        data, sizes = search.data, search.sizes
+        at, sides = trail.recall()
+        trail.moving = search.descend(at, sides, self.max_iterations, limit)
+        trail.starts[at] = 1
+        cold = todo[search.best()[todo] < 0]  # those whose warm start has no solution begin anew
+        if len(cold):
+            items, sides, trail.bound[cold] = self._begin(data.pick(cold), sizes, own, len(cold))
+            trail.starts += np.bincount(cold[items], minlength=len(trail.starts))
+            trail.moving |= search.descend(cold[items], sides, self.max_iterations, limit)
+            trail.bounded[cold] = np.isfinite(trail.bound[cold])
+        if self.nodes:
             F = np.append(search.F, np.inf)[search.best()]  # row -1, for none, is the infinity at the end
-            doubt = np.flatnonzero(~skip & ~_meets(F, bound))
-            doubt = doubt[np.isin(doubt, cold)]
-            if self.nodes:
-                proven = branch(search, doubt, self.nodes, limit)
-                best = search.best()[doubt]
-                doubt, best = doubt[best >= 0], best[best >= 0]
-                moving[doubt] = search.descend(doubt, search.tight[best], self.max_iterations, limit)[doubt]
-
-        best = search.best()
-        found = np.flatnonzero(best >= 0)
-        rows = best[found]
-        width, table = sizes.blocks[-1].stop, dict[str, Any]()
-        known = was_free[found], was_singular[found], polished[found] & (rows < polished.sum())
-        settled = settle(
-            data.pick(found), sizes, search.w[rows], search.tight[rows], convex=True, known=known, ready=ready
-        )
-        for name, blank in (
-            ("w", np.full((batch, width), np.nan)),
-            ("free", np.zeros((batch, width), bool)),
-            *_blanks(batch),
-        ):
-            table[name] = blank
-            blank[found] = getattr(settled, name)
-        tight = np.zeros((batch, sizes.pairs), bool)
-        tight[found] = search.tight[rows]
-        z = table["w"][:, : sizes.x + sizes.y]
-        F = value(data, table["w"])
-        broken = search.any_with((search.flag <= 0) & (search.flag != INFEASIBLE) & (search.flag != UNBOUNDED))
-        if exhaustive:
-            proven = ~broken
-        bound = np.where(proven, F, bound)
-        met = _meets(F, bound)
-        none = Status.NO_EQUILIBRIUM if game else Status.INFEASIBLE_UPPER
-        unbounded, late = search.any_with(search.flag == UNBOUNDED), time.perf_counter() > limit
-
-        def judge(i: int) -> Status:
-            if skip[i]:
-                return Status.INVALID_INPUT if invalid[i] else Status.NONCONVEX_LOWER
-            if unbounded[i]:
-                return Status.UNBOUNDED_UPPER
-            if best[i] < 0:
-                if late:
-                    return Status.TIME_LIMIT
-                verdict = diagnose(data.pick(i), sizes, game)
-                if verdict is Status.NOT_FOUND and (broken[i] or proven[i]):
-                    return none if proven[i] else Status.FAILED
-                return verdict
-            if max(table["residual"][i], table["violation"][i]) > EXACT:
-                return Status.INEXACT
-            if met[i]:
-                return Status.GLOBAL
-            if table["strongly_stationary"][i]:
-                return Status.LOCAL
-            return (Status.TIME_LIMIT if late else Status.ITERATION_LIMIT) if moving[i] else Status.STATIONARY
-
-        return Outcome(
-            solver="Pieces",
-            smooth=False,
-            status=np.array([judge(i) for i in range(batch)], dtype=object),
-            z=z,
-            tight=tight,
-            value=F,
-            bound=bound,
-            starts=starts,
-            iterations=np.bincount(search.item, minlength=batch),
-            seconds=np.full(batch, (time.perf_counter() - begun) / batch),
-            factors=settled.items if len(found) == batch else None,
-            **table,
-        )
+            doubt = cold[~meets(F, trail.bound)[cold]]
+            trail.proven = branch(search, doubt, self.nodes, limit)
+            best = search.best()[doubt]
+            doubt, best = doubt[best >= 0], best[best >= 0]
+            trail.moving[doubt] = search.descend(doubt, search.tight[best], self.max_iterations, limit)[doubt]
 
     def _begin(self, data: Data, sizes: Sizes, own: np.ndarray | None, batch: int) -> tuple[np.ndarray, ...]:
         """Items and sides of the first pieces, and the proven bounds (batch,)."""
@@ -237,21 +172,6 @@ class Pieces(AbstractSolver):
 def _better(program: Program) -> str:
     """The solver that takes a program which is not for this one."""
     return f"{type(program.default.choose(program)[0]).__name__}()"
-
-
-def _blanks(batch: int) -> list[tuple[str, np.ndarray]]:
-    """The measurements of items without a point."""
-    return [
-        *((k, np.full(batch, np.nan)) for k in ("residual", "violation")),
-        *((k, np.zeros(batch, int)) for k in ("biactive", "degenerate")),
-        *((k, np.zeros(batch, bool)) for k in ("strongly_stationary", "singular")),
-    ]
-
-
-def _meets(F: np.ndarray, bound: np.ndarray) -> np.ndarray:
-    """Items whose objective is as low as its bound; none that has no objective."""
-    with np.errstate(invalid="ignore"):
-        return np.isfinite(F) & (F - bound <= PROVEN * (1 + abs(F)))
 
 
 def _indefinite(matrix: np.ndarray, batch: int) -> np.ndarray:
