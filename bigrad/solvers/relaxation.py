@@ -41,6 +41,8 @@ FINER = (1e-4, 1e-6, 1e-8)
 """Further steps of a start whose sides make no feasible piece yet."""
 SHAKES = (1e-2, 1e-2, 1e-1, 1e-1)
 """Relative steps of the leader's decision off a point that is stationary but no optimum."""
+HOPS, FAR = 2, 0.4
+"""Hops for each random start of a quadratic program, and how far they go, relative to the decisions met."""
 NODES = 512
 """Nodes of the search for a bilevel-feasible point where all starts found none."""
 
@@ -51,7 +53,8 @@ class Relaxation(AbstractSolver):
 
     Answers are local optima; more starts find better ones. starts: searches per item, the first from the high-point
     relaxation (both levels' constraints, the leader's objective), the others from its optima for random objectives.
-    steps: the bounds t on the products, falling; every second and third start takes wider ones. max_iterations: of Uno,
+    Where both levels are quadratic, two hops off the best answer follow for each of these others. steps: the bounds t on the
+    products, falling; every second and third start takes wider ones. max_iterations: of Uno,
     for each of the programs solved. time_limit: seconds per item, or None. seed: of the random starts.
     """
 
@@ -127,6 +130,7 @@ class Relaxation(AbstractSolver):
             else:
                 search.down_from(top if top.status in POINTS else search.origin)
             base = top if top.status in POINTS else search.origin
+            met = [base.X[: system.layout.x]]
             rng, size = np.random.default_rng(self.seed), system.layout.x + system.layout.y
             reach = 1 + abs(base.X[:size]).max(initial=0.0)
             while begun < self.starts and not search.late:
@@ -136,7 +140,10 @@ class Relaxation(AbstractSolver):
                 point = search.high_point(base, pull, 1 / (reach * REACH[begun % len(REACH)]))
                 begun += 1
                 if point.status in POINTS:
+                    met.append(point.X[: system.layout.x])
                     search.down_from(point)
+            if isinstance(system, QuadraticSystem) and system.layout.pairs and not search.reaches(bound):
+                search.hop(np.array(met), HOPS * (self.starts - 1), rng)
         if not search.found and isinstance(system, QuadraticSystem) and system.layout.pairs:
             search.rescue(system, end)
         verdict = conclude(search.stages, search, top, bound, begun, convex)
@@ -206,6 +213,22 @@ class _Search:
         if row >= 0:
             self.descend(self.stages.start(table.w[row, : sizes.primal]), table.tight[row])
         self.impossible = bool(proven and row < 0)
+
+    def hop(self, met: np.ndarray, count: int, rng: np.random.Generator) -> None:
+        """Search from the follower's answers to decisions near the best one, in the box of those met: Wales and Doye's basin
+        hopping, J. Phys. Chem. A 1997. An answer and its pieces take a fraction of the time of a relaxed program.
+        """
+        n, x = self.stages.n, self.stages.layout.x
+        for _ in range(count):
+            if self.best is None or self.late:
+                return
+            v = self.best.X[:n].copy()
+            low, high = np.minimum(met.min(0), v[:x]), np.maximum(met.max(0), v[:x])
+            moved = rng.random(x) < max(0.5, 1 / x)
+            v[:x] = np.clip(v[:x] + moved * rng.standard_normal(x) * (FAR * (high - low)), low, high)
+            there = answer(self.stages.system, v)
+            if there is not None:
+                self.descend(self.stages.start(there), there[self.stages.lam] > TOUCH)
 
     def shake(self, seed: int) -> bool:
         """Step off a saddle: search from the answers to decisions near the best one; whether that led to a better one."""
