@@ -478,3 +478,23 @@ def test_it_leaves_a_saddle() -> None:
     solution = run(problem, Relaxation(starts=1))
     check(problem, solution)
     assert solution.value == pytest.approx(-1.0)
+
+
+def test_hops_find_what_starts_alone_miss():
+    """Sellers of price-elastic goods: the best known answers of four random programs, each found by the usual eight starts."""
+    for seed in range(4):
+        seller, market, answers = elastic(seed)
+        program = bg.bilevel(seller, market, responds=answers)
+        usual, long = program.solve(), program.solve(solver=bg.Relaxation(starts=40, seed=5))
+        assert usual.value >= long.value - 1e-6 * (1 + abs(long.value)), seed
+
+
+def elastic(seed):
+    """The seller sets prices up to 14; buyers have linear demand, a minimum for each good that other goods can meet too, and a budget."""
+    rng = np.random.default_rng(seed)
+    n, m = int(rng.integers(2, 5)), int(rng.integers(2, 4))
+    p, q, z = cp.Variable(n), cp.Variable(n, nonneg=True), cp.Variable(m, nonneg=True)
+    wish, slope, outside, link = rng.uniform(5, 15, n), rng.uniform(0.5, 2, n), rng.uniform(3, 8, m), rng.random((n, m))
+    spent = p @ q + outside @ z - wish @ q + 0.5 * slope @ cp.square(q) + 0.1 * cp.sum_squares(z)
+    market = cp.Problem(cp.Minimize(spent), [q + link @ z >= rng.uniform(1, 4, n), cp.sum(q) <= rng.uniform(4, 12)])
+    return cp.Problem(cp.Maximize(p @ q - 2 * cp.sum(q)), [p >= 0, p <= 14]), market, [q, z]

@@ -220,7 +220,7 @@ class _Search:
         """
         n, x = self.stages.n, self.stages.layout.x
         for _ in range(count):
-            if self.best is None or self.late:
+            if not x or self.best is None or self.late:
                 return
             v = self.best.X[:n].copy()
             low, high = np.minimum(met.min(0), v[:x]), np.maximum(met.max(0), v[:x])
