@@ -29,6 +29,10 @@ from bigrad.solution import InputError, SolveError, Status
 Parameters = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 
 
+TRUST = 10.0
+"""A gradient is tried where its bound is at most this times its norm."""
+
+
 class Progress(Enum):
     """How a step of MAID ended. The value is a sentence for a person; `ok` says whether the parameters moved."""
 
@@ -121,6 +125,7 @@ class MAID(torch.optim.Optimizer):
         trials: int = 10,
         rounds: int = 10,
         tol: float = 0.0,
+        past: int = 10,
     ):
         if not isinstance(layer, Layer):
             raise InputError(f"MAID(layer={layer!r:.60}): give the bigrad.Layer of the lower level.")
@@ -135,7 +140,7 @@ class MAID(torch.optim.Optimizer):
                 f"MAID(grow={grow}, extend={extend}, tol={tol}, trials={trials}, rounds={rounds}): grow, extend, trials and rounds "
                 "must be at least 1, tol positive or zero."
             )
-        self.inexact = Inexact(layer)
+        self.inexact = Inexact(layer, past)
         self.first = {"tolerance": tolerance, "adjoint_tolerance": accuracy}
         self.eta, self.shrink, self.grow, self.backtrack, self.extend = eta, shrink, grow, backtrack, extend
         self.trials, self.rounds, self.tol = trials, rounds, tol
@@ -166,7 +171,7 @@ class MAID(torch.optim.Optimizer):
 
     def memory(self) -> dict[str, Any]:
         """What is kept between steps: the state of the first parameter."""
-        fresh = self.first | {"constants": {}, "levels": [], "lower_iterations": 0, "hessian_products": 0, "steps": 0}
+        fresh = self.first | {"constants": {}, "levels": [], "descent": [], "lower_iterations": 0, "hessian_products": 0, "steps": 0}
         state: dict[str, Any] = self.state[self.param_groups[0]["params"][0]]
         for name, value in fresh.items():
             state.setdefault(name, value)
@@ -178,12 +183,13 @@ class _Search:
 
     def __init__(self, owner: MAID, closure: Upper, moving: list[tuple[Tensor, dict[str, Any]]]):
         self.owner, self.closure, self.memory = owner, closure, owner.memory()
-        self.params, self.rates = [p for p, _ in moving], [float(g["lr"]) for _, g in moving]
+        self.params, self.groups = [p for p, _ in moving], [g for _, g in moving]
         self.tolerances = float(self.memory["tolerance"]), float(self.memory["adjoint_tolerance"])
         start = owner.inexact.inner.start
         self.levels = [Level.kept(start, **kept) for kept in self.memory["levels"]]
         self.constants: dict[str, float] = dict(self.memory["constants"])
         self.spent, self.trials, self.length = Spent(), 0, 0.0
+        self.rates: list[float] = []
         self.seen: Slope | None = None
 
     def run(self) -> Step:
@@ -207,14 +213,14 @@ class _Search:
         return self._settled(status, self.seen, self.seen.value, cause)
 
     def _steep(self) -> Slope:
-        """The gradient, at tolerances fine enough that it descends or is stationary, and a first step could be seen to."""
-        owner = self.owner
+        """The gradient, at tolerances fine enough that it may descend or is stationary, and a first step could be seen to."""
+        owner, inexact = self.owner, self.owner.inexact
         while True:
-            seen = owner.inexact.slope(
-                self.closure, self.params, self.tolerances, self.levels, self.constants, self.spent
-            )
-            self.seen, self.levels, self.tolerances = seen, seen.value.levels, seen.tolerances
-            enough, long = (1 - owner.eta) * self._turn(seen), norm(self._scaled(seen))
+            look = inexact.look(self.closure, self.params, self.tolerances, self.levels, self.spent)
+            self.seen = seen = inexact.slope(look, self.closure, self.params, self.constants)
+            self.levels, self.tolerances = seen.value.levels, seen.tolerances
+            self.rates = self._first(seen)
+            enough, long = TRUST * (1 - owner.eta) * self._turn(seen), norm(self._scaled(seen))
             sharp = seen.bound * long <= enough and 2 * seen.value.error <= self._turn(seen)
             if owner.shrink == 1 or sharp or norm(seen.gradient) + seen.bound <= owner.tol:
                 return seen
@@ -225,10 +231,20 @@ class _Search:
                 )
             self._tighten()
 
+    def _first(self, seen: Slope) -> list[float]:
+        """The rates to try first: by Barzilai and Borwein's second formula where the last step met curvature, else longer ones."""
+        rates, last, owner = [float(g["lr"]) for g in self.groups], self.memory["descent"], self.owner
+        if [t.shape for t in last] != [g.shape for g in seen.gradient]:
+            return rates
+        turns = [(z - old, old) for z, old in zip(seen.gradient, last, strict=True)]
+        bend = -sum(rate * float((old * turn).sum()) for rate, (turn, old) in zip(rates, turns, strict=True))
+        size = sum(rate * float((turn**2).sum()) for rate, (turn, _) in zip(rates, turns, strict=True))
+        factor = min(bend / size, owner.backtrack**-owner.trials) if bend > 0 else owner.extend
+        return [factor * rate for rate in rates]
+
     def _shorter(self, seen: Slope, trials: int) -> Value | None:
         """The first of the points x - alpha z, alpha ever shorter, that is surely lower; None, and back at x, if none is."""
-        owner, before = self.owner, [p.clone() for p in self.params]
-        outer = owner.inexact.limit.outer if owner.inexact.limit else self.constants["outer"]
+        owner, inexact, before = self.owner, self.owner.inexact, [p.clone() for p in self.params]
         turn, moves, low = self._turn(seen), self._scaled(seen), seen.value.loss - seen.value.error
         found = None
         try:
@@ -240,12 +256,15 @@ class _Search:
                 for p, old, move in zip(self.params, before, moves, strict=True):
                     p.copy_(old - share * move)
                 try:
-                    there = owner.inexact.value(self.closure, self.tolerances[0], self.levels, outer, self.spent)
+                    look = inexact.look(self.closure, self.params, self.tolerances, self.levels, self.spent)
                 except SolveError:  # too far away
                     continue
+                there = inexact.value(look, self.constants)
                 if there.loss + there.error - low + owner.eta**2 * share * turn <= 0:
                     found, self.length = there, share
                     return there
+                for level, tried in zip(self.levels, look.levels, strict=True):
+                    level.past = tried.past
         finally:
             if found is None:
                 for p, old in zip(self.params, before, strict=True):
@@ -267,8 +286,10 @@ class _Search:
         owner, memory = self.owner, self.memory
         grown = owner.grow if status.ok else 1.0
         if status.ok:
+            factor = self.length * self.rates[0] / self.groups[0]["lr"]
             for group in owner.param_groups:
-                group["lr"] *= self.length * owner.extend
+                group["lr"] *= factor
+            memory["descent"] = seen.gradient
         memory["tolerance"], memory["adjoint_tolerance"] = (grown * t for t in self.tolerances)
         memory["levels"] = [vars(level) for level in value.levels]
         memory["constants"] = self.constants

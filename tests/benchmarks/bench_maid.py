@@ -22,7 +22,7 @@ from torch import Tensor
 
 import bigrad as bg
 
-TARGETS = (0.1, 0.03)
+TARGETS = (0.3, 0.1, 0.05, 0.03, 0.01)
 
 
 class Quadratic:
