@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import bigrad as bg
-from bigrad.optim.maid import TRUST, Step
+from bigrad.optim.maid import Step
 
 DOUBLE = torch.float64
 
@@ -60,7 +60,7 @@ def test_every_step_decreases_the_exact_loss_and_the_bounds_hold(seed, linear):
         assert not step.estimated
         z = (old - p.x.detach()) / step.step
         assert float(z.norm()) == pytest.approx(step.gradient)
-        assert float((z - slope).norm()) <= step.bound <= TRUST * step.gradient
+        assert float((z - slope).norm()) <= step.bound <= step.gradient
         after = float(p.exact(p.x.detach()))
         assert after < before
         assert abs(after - step.upper) <= step.upper_error
@@ -175,7 +175,7 @@ def test_tolerances_held_stall_where_they_are_too_coarse():
 
 def test_a_solver_that_stops_short_is_an_end_with_a_cause_and_at_the_start_an_error():
     p = Problem(4, n=3, m=2)
-    solver = bg.Descent(bg.GradientDescent.tuned(p.L, p.mu), steps=6, mu=p.mu)
+    solver = bg.Descent(bg.GradientDescent.tuned(p.L, p.mu), steps=2, mu=p.mu)
     layer = bg.Layer(p.program, solver=solver, gradient=bg.Implicit(bound=p.limit))
     optimiser = bg.MAID([p.x], layer, lr=0.1, tolerance=1.0, trials=4, rounds=4, past=0)
     for _ in range(50):

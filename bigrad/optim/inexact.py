@@ -2,19 +2,23 @@
 
 With e_k >= |y_k - y_k*| for each lower level of the loss, and s_k = dL/dy_k of Lipschitz constant `outer`,
 
-    |L(y) - L(y*)| <= sum over k of |s_k| e_k + outer e_k^2 / 2,
+    |L(y) - L(y*)| <= sum over k of |s_k| e_k + outer e_k^2 / 2.
 
-and the gradient's error is at most the sum of the levels' own (bigrad/gradients/bounds.py).
+The adjoint q, H q ~ s, takes off what is of first order in e: with r = grad_y g(x, y), and `hessian` the Lipschitz constant of H,
+
+    |L(y) - q'r - L(y*)| <= |H q - s| e + (outer + hessian |q|) e^2 / 2,
+
+since r = H (y - y*) up to hessian e^2 / 2 (adjoint correction: Pierce and Giles, SIAM Review 2000). The smaller bound is taken,
+level by level. The gradient's error is at most the sum of the levels' own (bigrad/gradients/bounds.py).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,8 +30,9 @@ from bigrad.gradients.products import Exact, Second
 from bigrad.inner import Bound
 from bigrad.krylov import CG, AbstractKrylov, AbstractLinear, Product, Solved
 from bigrad.layer import Layer
-from bigrad.optim.predict import Triple, kept, predicted
-from bigrad.solution import CapabilityError, InputError, Point, SolveError
+from bigrad.optim.levels import Calls, Given, Level, Solving, Spent, flat
+from bigrad.optim.predict import kept
+from bigrad.solution import CapabilityError, InputError
 from bigrad.solvers.descent import Descent
 
 Upper = Callable[[Callable[..., Any]], Tensor]
@@ -60,37 +65,6 @@ class Continued(AbstractLinear):
         self.x = found.x if self.x is None else self.x + found.x
         self.solved = replace(found, x=self.x, iterations=found.iterations + extra, cause="")
         return self.solved
-
-
-@dataclass(eq=False)
-class Level:
-    """One lower level of the loss. y, q: the last solution and adjoint; error: e of y; width, u: |B| and its direction.
-
-    past: what predictions are made from.
-    """
-
-    y: Tensor
-    error: float = math.inf
-    q: Tensor | None = None
-    u: Tensor | None = None
-    width: float = 0.0
-    past: list[Triple] = field(default_factory=list)
-
-    @classmethod
-    def kept(
-        cls, start: Tensor, y: Tensor, error: float, q: Tensor | None, u: Tensor | None, width: float, past: list[Triple]
-    ) -> Level:
-        """A level of which the fields were stored, with tensors like `start`."""
-        parts = (None if t is None else t.to(start) for t in (q, u))
-        return cls(y.to(start), error, *parts, width, [(x.to(start), y.to(start), r.to(start)) for x, y, r in past])
-
-
-@dataclass(eq=False)
-class Spent:
-    """Steps of lower solvers, with one for each prediction that had to be compared, and products with Hessians."""
-
-    iterations: int = 0
-    products: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,7 +147,7 @@ class Inexact:
         spent: Spent,
     ) -> Look:
         """The loss, lower levels and adjoints solved to their tolerances, each from where it was or is predicted to be."""
-        calls = _Solved(self, tolerances[0], levels, params, spent)
+        calls = Solving(self.program, replace(self.solver, tol=tolerances[0]), levels, params, self.past, spent)
         loss = _loss(upper, calls)
         slopes, direct = _parts(loss, calls.answers, params)
         if not any(bound.leaves for bound in calls.bounds):
@@ -192,20 +166,10 @@ class Inexact:
                 residuals.append(math.inf)
             finest, accuracy = finest or linear.finest, max(accuracy, linear.atol)
             if bound.leaves:
-                level.past = kept(level.past, (_flat(bound, level.y), level.y, second.slope), self.past)
+                level.past = kept(level.past, (flat(bound, level.y), level.y, second.slope), self.past)
             seconds.append(second)
-        sizes = [float(s.norm()) for s in slopes]
-        return Look(
-            float(loss.detach()),
-            direct,
-            calls.found,
-            calls.bounds,
-            seconds,
-            sizes,
-            residuals,
-            (tolerances[0], accuracy),
-            finest,
-        )
+        sizes, reached = [float(s.norm()) for s in slopes], (tolerances[0], accuracy)
+        return Look(float(loss.detach()), direct, calls.found, calls.bounds, seconds, sizes, residuals, reached, finest)
 
     def value(self, look: Look, known: dict[str, float]) -> Value:
         """The loss, corrected by the adjoints where that makes its error smaller."""
@@ -213,21 +177,32 @@ class Inexact:
         loss, error = look.loss, ROUNDING * float(torch.finfo(self.inner.start.dtype).eps) * abs(look.loss)
         for level, second, s, residual in zip(look.levels, look.seconds, look.slopes, look.residuals, strict=True):
             e, half = level.error, level.error**2 / 2
-            plain, fine = s * e + limit.outer * half, math.inf
-            if level.q is not None:
-                fine = residual * e + (limit.outer + limit.hessian * float(level.q.norm())) * half
+            plain = s * e + limit.outer * half
+            if level.q is None:
+                error += plain
+                continue
+            fine = residual * e + (limit.outer + limit.hessian * float(level.q.norm())) * half
             if fine < plain:
-                assert level.q is not None
                 loss -= float(level.q @ second.slope)
             error += min(plain, fine)
         return Value(loss, error, look.levels)
 
+    def slack(
+        self, error: float, tolerances: tuple[float, float], levels: Sequence[Level], known: dict[str, float]
+    ) -> float:
+        """How many times coarser the tolerances may be for the corrected loss to be off by so much, at adjoints of this size."""
+        limit, (far, rest) = self.limit or self._known(known), tolerances
+        sizes = [0.0 if level.q is None else float(level.q.norm()) for level in levels]
+        return math.sqrt(error / sum(rest * far + (limit.outer + limit.hessian * q) * far**2 / 2 for q in sizes))
+
     def slope(self, look: Look, upper: Upper, params: Sequence[Tensor], known: dict[str, float]) -> Slope:
         """The loss and its gradient. known: constants estimated so far, of which the largest are kept."""
         gradient, places = [g.clone() for g in look.direct], {id(p): i for i, p in enumerate(params)}
-        reached = [k for k, level in enumerate(look.levels) if level.q is not None and look.bounds[k].leaves]
-        for k in reached:
-            for leaf, part in zip(look.bounds[k].leaves, look.seconds[k].mixed(-look.levels[k].q), strict=True):
+        reached = [
+            (k, level, level.q) for k, level in enumerate(look.levels) if level.q is not None and look.bounds[k].leaves
+        ]
+        for k, _, q in reached:
+            for leaf, part in zip(look.bounds[k].leaves, look.seconds[k].mixed(-q), strict=True):
                 if part is not None:
                     gradient[places[id(leaf)]] += part
         if not math.isfinite(look.loss + sum(look.slopes) + norm(gradient)):
@@ -236,8 +211,8 @@ class Inexact:
             self._estimate(look, upper, known)
         limit = self.limit or self._known(known)
         bound = share = 0.0
-        for k in reached:
-            level, size = look.levels[k], float(look.levels[k].q.norm())
+        for k, level, q in reached:
+            size = float(q.norm())
             level.width = self._coupling(look, k) if limit.coupling is None else limit.coupling
             bound += limit.at(level.error, look.residuals[k], size, level.width)
             share += limit.at(0.0, look.residuals[k], size, level.width)
@@ -249,16 +224,14 @@ class Inexact:
 
     def _coupling(self, look: Look, k: int) -> float:
         bound, level = look.bounds[k], look.levels[k]
-        size, level.u = coupling(
-            bound, level.y, look.seconds[k], bound.leaves, [True] * len(bound.leaves), level.u
-        )
+        size, level.u = coupling(bound, level.y, look.seconds[k], bound.leaves, [True] * len(bound.leaves), level.u)
         return size
 
     def _estimate(self, look: Look, upper: Upper, known: dict[str, float]) -> None:
         """The largest constants seen by now, those at this point among them."""
 
         def slope(flat: Tensor) -> Tensor:
-            given = _Given(self, flat.split(len(self.inner.start)))
+            given = Given(self.inner, flat.split(len(self.inner.start)))
             return torch.cat(_grad(_loss(upper, given), given.answers))
 
         flat = torch.cat([level.y for level in look.levels])
@@ -273,91 +246,7 @@ class Inexact:
                 known["mixed"] = max(known.get("mixed", 0.0), turn)
 
 
-class _Calls:
-    """Stands for the layer in one evaluation of the loss; answers: each call's y, flat, from which the loss has a graph."""
-
-    def __init__(self, inexact: Inexact):
-        self.inexact = inexact
-        self.answers: list[Tensor] = []
-
-    def _told(self, y: Tensor) -> Any:
-        """The loss's own form of a flat y, noted."""
-        self.answers.append(y.detach().requires_grad_())
-        with torch.enable_grad():
-            return self.inexact.inner.unflatten(self.answers[-1])
-
-
-class _Given(_Calls):
-    """Answers with what it was given."""
-
-    def __init__(self, inexact: Inexact, given: Sequence[Tensor]):
-        super().__init__(inexact)
-        self.given = given
-
-    def __call__(self, *values: Any) -> Any:
-        return self._told(self.given[len(self.answers)])
-
-
-class _Solved(_Calls):
-    """Solves each lower level from where it was, or is predicted to be."""
-
-    def __init__(
-        self, inexact: Inexact, tolerance: float, levels: Sequence[Level], params: Sequence[Tensor], spent: Spent
-    ):
-        super().__init__(inexact)
-        self.solver, self.levels, self.spent = replace(inexact.solver, tol=tolerance), levels, spent
-        self.own = {id(p) for p in params}
-        self.found: list[Level] = []
-        self.bounds: list[Bound] = []
-
-    def __call__(self, *values: Any) -> Any:
-        k, inner = len(self.found), self.inexact.inner
-        before = self.levels[k] if k < len(self.levels) else Level(inner.start)
-        bound = inner.bind(values)
-        if strange := [tuple(t.shape) for t in bound.leaves if id(t) not in self.own]:
-            raise InputError(
-                f"MAID: tensors of shapes {strange} among the arguments of the lower level require a gradient and are not its parameters. "
-                "Its bound is on the gradient in the arguments: pass the parameters themselves and compute with them in the inner loss."
-            )
-        with torch.no_grad():
-            start = Point(self._start(bound, before), np.zeros(0, dtype=bool))  # type: ignore[arg-type]
-            outcome = self.solver.solve(replace(self.inexact.program, bound=bound), bound.still, [start])
-        self.spent.iterations += int(outcome.iterations[0])
-        if not outcome.ok[0]:
-            status = outcome.status[0]
-            cause = "" if outcome.cause is None else outcome.cause[0]
-            raise SolveError(
-                f"The lower level was not solved to {self.solver.tol:.1e}: {status.value} {cause}", {0: status}
-            )
-        error = self.solver.error(bound, float(outcome.residual[0]))
-        assert error is not None
-        self.bounds.append(bound)
-        self.found.append(replace(before, y=outcome.z[0], error=error))
-        return self._told(outcome.z[0])
-
-    def _start(self, bound: Bound, before: Level) -> Tensor:
-        """What is predicted, unless the last answer has a smaller residual. Where the prediction will do no other is looked at."""
-        if len(before.past) < 2 or not bound.leaves:
-            return before.y
-        x = _flat(bound, before.y)
-        y = predicted(before.past, x, before.width)
-        slope = bound.slope(y)[1]
-        error = self.solver.error(bound, float(slope.norm()))
-        assert error is not None and self.solver.tol is not None
-        if error <= self.solver.tol:
-            return y
-        self.spent.iterations += 1
-        if bool(slope.isfinite().all()):
-            before.past = kept(before.past, (x, y, slope), self.inexact.past)
-        return y if slope.norm() < bound.slope(before.y)[1].norm() else before.y
-
-
-def _flat(bound: Bound, like: Tensor) -> Tensor:
-    """The parameters that a lower level was given."""
-    return torch.cat([t.detach().reshape(-1).to(like) for t in bound.leaves])
-
-
-def _loss(upper: Upper, calls: _Calls) -> Tensor:
+def _loss(upper: Upper, calls: Calls) -> Tensor:
     """The value of the closure, a finite scalar that depends on a lower level."""
     with torch.enable_grad():
         loss = upper(calls)  # type: ignore[arg-type]

@@ -22,15 +22,16 @@ import torch
 from torch import Tensor
 
 from bigrad.layer import Layer
-from bigrad.optim.inexact import Inexact, Level, Slope, Spent, Upper, Value, norm
+from bigrad.optim.inexact import Inexact, Slope, Upper, Value, norm
+from bigrad.optim.levels import Level, Spent
 from bigrad.optim.options import positive
 from bigrad.solution import InputError, SolveError, Status
 
 Parameters = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 
 
-TRUST = 10.0
-"""A gradient is tried where its bound is at most this times its norm."""
+SHARE = 0.1
+"""The error that a trial's loss may have, as a share of the decrease that its gradient promises."""
 
 
 class Progress(Enum):
@@ -121,7 +122,7 @@ class MAID(torch.optim.Optimizer):
         shrink: float = 0.5,
         grow: float = 1.25,
         backtrack: float = 0.5,
-        extend: float = 10 / 9,
+        extend: float = 2.0,
         trials: int = 10,
         rounds: int = 10,
         tol: float = 0.0,
@@ -171,7 +172,14 @@ class MAID(torch.optim.Optimizer):
 
     def memory(self) -> dict[str, Any]:
         """What is kept between steps: the state of the first parameter."""
-        fresh = self.first | {"constants": {}, "levels": [], "descent": [], "lower_iterations": 0, "hessian_products": 0, "steps": 0}
+        fresh = self.first | {
+            "constants": {},
+            "levels": [],
+            "descent": [],
+            "lower_iterations": 0,
+            "hessian_products": 0,
+            "steps": 0,
+        }
         state: dict[str, Any] = self.state[self.param_groups[0]["params"][0]]
         for name, value in fresh.items():
             state.setdefault(name, value)
@@ -213,14 +221,14 @@ class _Search:
         return self._settled(status, self.seen, self.seen.value, cause)
 
     def _steep(self) -> Slope:
-        """The gradient, at tolerances fine enough that it may descend or is stationary, and a first step could be seen to."""
+        """The gradient, at tolerances fine enough that it descends or is stationary, and a first step could be seen to."""
         owner, inexact = self.owner, self.owner.inexact
         while True:
             look = inexact.look(self.closure, self.params, self.tolerances, self.levels, self.spent)
             self.seen = seen = inexact.slope(look, self.closure, self.params, self.constants)
             self.levels, self.tolerances = seen.value.levels, seen.tolerances
             self.rates = self._first(seen)
-            enough, long = TRUST * (1 - owner.eta) * self._turn(seen), norm(self._scaled(seen))
+            enough, long = (1 - owner.eta) * self._turn(seen), norm(self._scaled(seen))
             sharp = seen.bound * long <= enough and 2 * seen.value.error <= self._turn(seen)
             if owner.shrink == 1 or sharp or norm(seen.gradient) + seen.bound <= owner.tol:
                 return seen
@@ -255,13 +263,16 @@ class _Search:
                 self.trials += 1
                 for p, old, move in zip(self.params, before, moves, strict=True):
                     p.copy_(old - share * move)
+                wide = inexact.slack(SHARE * share * turn, self.tolerances, self.levels, self.constants)
+                factor = max(1.0, wide) if owner.shrink < 1 else 1.0
+                tolerances = factor * self.tolerances[0], factor * self.tolerances[1]
                 try:
-                    look = inexact.look(self.closure, self.params, self.tolerances, self.levels, self.spent)
+                    look = inexact.look(self.closure, self.params, tolerances, self.levels, self.spent)
                 except SolveError:  # too far away
                     continue
                 there = inexact.value(look, self.constants)
                 if there.loss + there.error - low + owner.eta**2 * share * turn <= 0:
-                    found, self.length = there, share
+                    found, self.length, self.tolerances = there, share, tolerances
                     return there
                 for level, tried in zip(self.levels, look.levels, strict=True):
                     level.past = tried.past
