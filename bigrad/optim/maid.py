@@ -8,6 +8,10 @@ of at most omega. If omega <= (1 - eta) |z|, -z is a descent direction of the ex
     [L(x+) + e(x+)] - [L(x) - e(x)] + eta^2 alpha |z|^2 <= 0,      e >= |L - F| at the inexact y,
 
 decreases F. Where either cannot be had, epsilon and delta are too coarse: they shrink; after a step they grow.
+
+Not in the paper: L is corrected by the adjoint, which makes e quadratic in epsilon (bigrad/optim/inexact.py); lower levels start where
+earlier answers point (predict.py); the lower level of a trial is solved only so far that e may be a tenth of alpha |z|^2; and the first
+alpha is s'g / g'g, from the last step s and the change of gradient g (Barzilai and Borwein, IMA J. Numer. Anal. 1988).
 """
 
 from __future__ import annotations
@@ -62,7 +66,8 @@ class Step:
     tolerance, adjoint_tolerance: epsilon and delta at the end of the step's search. step: the multiple of the gradient that was
     subtracted from the first group, 0.0 without a step. gradient: its norm, at the parameters before; bound: omega, how far
     it may be from the exact one. estimated: whether constants behind the bounds are estimates, which prove nothing.
-    lower_iterations, hessian_products: what the step cost, without the gradients that estimates take. trials: step lengths
+    lower_iterations: steps of lower solvers, and one for each prediction that was compared with where the solve would else have
+    started; one that is good enough at once costs none. hessian_products: of adjoints; both without what estimates take. trials: step lengths
     tried. cause: what a solver complained about, if that ended the step.
     """
 
@@ -91,21 +96,23 @@ class MAID(torch.optim.Optimizer):
 
     Choose it where lower levels are dear and nobody knows how exactly to solve them, or how long a step to take. The layer
     says how they are solved, by a `Descent` and `Implicit(CG() | MINRES() | GMRES())`, whose tolerances MAID chooses: step by
-    step by the bound on the gradient's error, and by a line search on inexact values with bounds on their errors. Lower levels and
-    adjoints start where they last ended.
+    step by the bound on the gradient's error, and by a line search on inexact values with bounds on their errors. Adjoints start
+    where they last ended, lower levels there or where the last `past` answers point, if the inner gradient is smaller there.
 
     Constants: those of the layer's `ErrorBound`. Without one, the strong convexity `Descent(mu=…)` has to be given, and the
     others are estimated as it goes, from below; `Step.estimated` says so.
 
     params: tensors, (name, tensor) pairs or parameter groups. lr: of a group, the step tried first; it is
-    searched, so schedulers are not needed: all groups' are multiplied by `extend` after a step, by `backtrack` while it
-    fails. tolerance, adjoint_tolerance: epsilon and delta to start from, None for the same; multiplied by `shrink` where they
+    searched, so schedulers are not needed: all groups' are multiplied by `backtrack` while it fails, and before the next step by
+    Barzilai and Borwein's factor, or by `extend` where the last one met no curvature. tolerance, adjoint_tolerance: epsilon and delta to start from, None for the same; multiplied by `shrink` where they
     are too coarse, by `grow` after a step; with shrink=1 and grow=1 they stay, to compare, and gradients are taken as they
     are. eta: how much of |z| must exceed its error. trials: step lengths tried with one
     gradient, at first, and one more each time; rounds: gradients tried in one step. tol: |z| + omega that counts as stationary.
+    past: answers of each lower level that are kept to predict the next: so many times its parameters and twice its unknowns; 0 for
+    none, where memory is short or each step has other data.
 
-    State: that of the first parameter has epsilon and delta, the constants estimated, the lower solutions and adjoints,
-    and totals of iterations and products. `state_dict` has all of it.
+    State: that of the first parameter has epsilon and delta, the constants estimated, the last gradient, the lower solutions, adjoints
+    and past answers, and totals of iterations and products. `state_dict` has all of it.
 
     Raises InputError for options out of range, CapabilityError for a layer that it cannot drive.
     """
@@ -136,10 +143,10 @@ class MAID(torch.optim.Optimizer):
         for name, value in below.items():
             if not 0 < value < 1:
                 raise InputError(f"MAID({name}={value!r}): give a number between 0 and 1.")
-        if grow < 1 or extend < 1 or not 0 <= tol < math.inf or min(trials, rounds) < 1:
+        if grow < 1 or extend < 1 or not 0 <= tol < math.inf or min(trials, rounds) < 1 or past < 0:
             raise InputError(
-                f"MAID(grow={grow}, extend={extend}, tol={tol}, trials={trials}, rounds={rounds}): grow, extend, trials and rounds "
-                "must be at least 1, tol positive or zero."
+                f"MAID(grow={grow}, extend={extend}, tol={tol}, trials={trials}, rounds={rounds}, past={past}): grow, extend, trials and "
+                "rounds must be at least 1, tol and past positive or zero."
             )
         self.inexact = Inexact(layer, past)
         self.first = {"tolerance": tolerance, "adjoint_tolerance": accuracy}
