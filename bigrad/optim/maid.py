@@ -67,8 +67,8 @@ class Step:
     subtracted from the first group, 0.0 without a step. gradient: its norm, at the parameters before; bound: omega, how far
     it may be from the exact one. estimated: whether constants behind the bounds are estimates, which prove nothing.
     lower_iterations: steps of lower solvers, and one for each prediction that was compared with where the solve would else have
-    started; one that is good enough at once costs none. hessian_products: of adjoints; both without what estimates take. trials: step lengths
-    tried. cause: what a solver complained about, if that ended the step.
+    started; one that is good enough at once costs none. hessian_products: of adjoints; both without what estimates take. trials:
+    step lengths tried. cause: what a solver complained about, if that ended the step.
     """
 
     status: Progress
@@ -103,11 +103,12 @@ class MAID(torch.optim.Optimizer):
     others are estimated as it goes, from below; `Step.estimated` says so.
 
     params: tensors, (name, tensor) pairs or parameter groups. lr: of a group, the step tried first; it is
-    searched, so schedulers are not needed: all groups' are multiplied by `backtrack` while it fails, and before the next step by
-    Barzilai and Borwein's factor, or by `extend` where the last one met no curvature. tolerance, adjoint_tolerance: epsilon and delta to start from, None for the same; multiplied by `shrink` where they
-    are too coarse, by `grow` after a step; with shrink=1 and grow=1 they stay, to compare, and gradients are taken as they
-    are. eta: how much of |z| must exceed its error. trials: step lengths tried with one
-    gradient, at first, and one more each time; rounds: gradients tried in one step. tol: |z| + omega that counts as stationary.
+    searched, so schedulers are not needed: all groups' are multiplied by `backtrack` while it fails, and before the next step
+    by Barzilai and Borwein's factor, or by `extend` where the last one met no curvature. tolerance, adjoint_tolerance:
+    epsilon and delta to start from, None for the same; multiplied by `shrink` where they are too coarse, by `grow` after a
+    step; with shrink=1 and grow=1 they stay, to compare, and gradients are taken as they are. eta: how much of |z| must
+    exceed its error. trials: step lengths tried with one gradient, at first, and one more each time; rounds: gradients tried
+    in one step. tol: |z| + omega that counts as stationary.
     past: answers of each lower level that are kept to predict the next: so many times its parameters and twice its unknowns; 0 for
     none, where memory is short or each step has other data.
 
