@@ -191,7 +191,7 @@ INSIDE = {
         {"directional", "fenchel_young", "pool", "regret", "spo"},
         {"base"},
     ],
-    "optim": [{"bome", "maid"}, {"inexact", "options"}],
+    "optim": [{"bome", "maid"}, {"inexact", "options"}, {"levels"}, {"predict"}],
     "oracles": [
         {"grid"},
         {"assignment", "flow", "given", "knapsack", "paths", "top", "tour", "tree"},
