@@ -195,8 +195,9 @@ class Inexact:
         sizes = [0.0 if level.q is None else float(level.q.norm()) for level in levels]
         return math.sqrt(error / sum(rest * far + (limit.outer + limit.hessian * q) * far**2 / 2 for q in sizes))
 
-    def slope(self, look: Look, upper: Upper, params: Sequence[Tensor], known: dict[str, float]) -> Slope:
-        """The loss and its gradient. known: constants estimated so far, of which the largest are kept."""
+    def slope(self, look: Look, upper: Upper, params: Sequence[Tensor], known: dict[str, float], anew: bool) -> Slope:
+        """The loss and its gradient. known: constants estimated so far, of which the largest are kept; anew: estimate them
+        at this point as well."""
         gradient, places = [g.clone() for g in look.direct], {id(p): i for i, p in enumerate(params)}
         reached = [
             (k, level, level.q) for k, level in enumerate(look.levels) if level.q is not None and look.bounds[k].leaves
@@ -207,13 +208,16 @@ class Inexact:
                     gradient[places[id(leaf)]] += part
         if not math.isfinite(look.loss + sum(look.slopes) + norm(gradient)):
             raise InputError(f"MAID.step: the upper loss is {look.loss} and its gradient's norm {norm(gradient)}.")
-        if not self.limit:
+        if anew and not self.limit:
             self._estimate(look, upper, known)
         limit = self.limit or self._known(known)
         bound = share = 0.0
         for k, level, q in reached:
             size = float(q.norm())
-            level.width = self._coupling(look, k) if limit.coupling is None else limit.coupling
+            if limit.coupling is not None:
+                level.width = limit.coupling
+            elif anew or not level.width:
+                level.width = self._coupling(look, k)
             bound += limit.at(level.error, look.residuals[k], size, level.width)
             share += limit.at(0.0, look.residuals[k], size, level.width)
         value = self.value(look, known)

@@ -233,7 +233,7 @@ class _Search:
         owner, inexact = self.owner, self.owner.inexact
         while True:
             look = inexact.look(self.closure, self.params, self.tolerances, self.levels, self.spent)
-            self.seen = seen = inexact.slope(look, self.closure, self.params, self.constants)
+            self.seen = seen = inexact.slope(look, self.closure, self.params, self.constants, self.seen is None)
             self.levels, self.tolerances = seen.value.levels, seen.tolerances
             self.rates = self._first(seen)
             enough, long = (1 - owner.eta) * self._turn(seen), norm(self._scaled(seen))

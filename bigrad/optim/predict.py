@@ -23,12 +23,13 @@ def predicted(past: Sequence[Triple], x: Tensor, width: float) -> Tensor:
     (at, y, r), rest = past[-1], past[:-1]
     if not rest:
         return y
+    own, exact = y.dtype, torch.promote_types(y.dtype, torch.float32)  # LAPACK has no half precision
     away = torch.stack([torch.cat([width * (x_i - at), r_i - r]) for x_i, _, r_i in rest], 1)
     sizes = away.norm(dim=0)
     sizes = torch.where(sizes > 0, sizes, 1.0)
-    basis, square = torch.linalg.qr(away / sizes)
-    goal = basis.T @ torch.cat([width * (x - at), -r])
-    shares = torch.linalg.pinv(square, rtol=float(torch.finfo(y.dtype).eps ** 0.625)) @ goal / sizes
+    basis, square = torch.linalg.qr((away / sizes).to(exact))
+    goal = basis.T @ torch.cat([width * (x - at), -r]).to(exact)
+    shares = (torch.linalg.pinv(square, rtol=float(torch.finfo(own).eps ** 0.625)) @ goal).to(own) / sizes
     return y + sum(c * (y_i - y) for c, (_, y_i, _) in zip(shares, rest, strict=True))
 
 
