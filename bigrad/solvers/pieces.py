@@ -23,7 +23,7 @@ from bigrad.program import Program
 from bigrad.quadratic import Data, Sizes, apart, value
 from bigrad.solution import Outcome, Point, Status
 from bigrad.solvers.active import settle
-from bigrad.solvers.base import EXACT, PROVEN, AbstractSolver, batch_size, whole_numbers
+from bigrad.solvers.base import EXACT, PROVEN, AbstractSolver, batch_size, check_settings, whole_numbers
 from bigrad.solvers.branch import branch
 from bigrad.solvers.convex import INFEASIBLE, UNBOUNDED
 from bigrad.solvers.diagnose import diagnose
@@ -60,6 +60,9 @@ class Pieces(AbstractSolver):
     max_iterations: int = 200
     time_limit: float | None = None
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_settings(self, starts=1, nodes=0, exhaustive=0, max_iterations=0, seed=0)
 
     def accepts(self, program: Program) -> str | None:
         """Refuses programs that are not quadratic, whose upper level is not convex, or with integers."""
