@@ -56,6 +56,32 @@ def test_an_invalid_function_of_parameters_is_named():
     assert "exp(c[0])" in solution.stats.cause
 
 
+@pytest.mark.parametrize("number", [np.nan, np.inf, np.array([1.0, -np.inf])])
+def test_constants_that_are_no_numbers_are_refused(number):
+    """CVXPY's solvers drop `y <= inf`; a NaN in a cone used to be taken for a proven optimum."""
+    below = cp.sum_squares(Y - X)
+    for upper, lower in [
+        (UPPER, cp.Problem(cp.Minimize(below), [number >= Y])),
+        (UPPER, cp.Problem(cp.Minimize(below + cp.norm(Y - number)))),
+        (cp.Problem(cp.Minimize(cp.sum_squares(X - number))), cp.Problem(cp.Minimize(below))),
+    ]:
+        with pytest.raises(
+            bg.DeclarationError, match=r"The (upper|lower) problem has a constant that is NaN or infinite"
+        ):
+            bg.bilevel(upper, lower, responds=[Y])
+    with pytest.raises(bg.DeclarationError, match="constant that is NaN or infinite"):
+        bg.argmin(cp.Problem(cp.Minimize(cp.norm(Y - number))))
+
+
+def test_infinite_bounds_of_a_variable_are_none():
+    x, y = (cp.Variable(2, name=name, bounds=[np.array([-np.inf, -1.0]), np.array([np.inf, 1.0])]) for name in "xy")
+    lower = cp.Problem(cp.Minimize(cp.sum_squares(y - x)))
+    solution = bg.bilevel(
+        cp.Problem(cp.Minimize(cp.sum_squares(y - 3) + cp.sum_squares(x))), lower, responds=[y]
+    ).solve()
+    np.testing.assert_allclose(solution[y], [1.5, 1.0], atol=1e-9)
+
+
 @pytest.mark.parametrize("given", [{"bounds": [0.5, 2]}, {"nonneg": True}])
 def test_a_sign_known_from_bounds_counts_as_declared(given):
     """min over y of x |y - 2|₂ − y: the follower stays at 2 while x > 1 and runs to the bound 3 below."""
