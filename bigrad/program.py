@@ -231,7 +231,12 @@ class Program:
 
     def points(self, starts: Iterable[Solution | Point | None]) -> list[Point | None]:
         """Where solves may start from, checked to be of this program."""
-        points = [s.point if isinstance(s, Solution) else s for s in starts]
+        points = [
+            s.point if isinstance(s, Solution) else s for s in (starts if isinstance(starts, Iterable) else [starts])
+        ]
+        if wrong := [p for p in points if not isinstance(p, Point | None)]:
+            kind = type(wrong[0]).__name__
+            raise InputError(f"warm_start: got {kind}; give a Solution for each item, or None, or memory.at(keys).")
         if self.combinatorial:  # what it may start from it remembers itself
             return [None] * len(points)
         layout = self.layout
@@ -371,7 +376,7 @@ class Program:
                     f"solve(values): parameter '{i.name}' has no value; pass values={{{i.name}: …}} or set its .value."
                 )
             try:
-                array = np.asarray(value, dtype=float)
+                array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value, dtype=float)
             except (TypeError, ValueError):
                 raise InputError(
                     f"solve(values): parameter '{i.name}' needs real numbers, got {type(value).__name__}."

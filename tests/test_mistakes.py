@@ -36,6 +36,11 @@ def test_slips_are_answered_with_what_to_do(name):
         build()
 
 
+def test_values_may_be_tensors_with_a_gradient():
+    given = torch.tensor([0.5, 2.0], requires_grad=True)
+    np.testing.assert_array_equal(PROGRAM.solve({C: given})[Y], PROGRAM.solve({C: [0.5, 2.0]})[Y])
+
+
 def test_an_invalid_input_is_named():
     d = cp.Parameter(name="d", nonneg=True)
     z = cp.Variable(2, name="z")
