@@ -329,3 +329,31 @@ def test_bounds_declared_on_the_follower_s_variable(bounds):
     solution = made.program.solve(verify=True)
     check_saddle(made, solution)
     np.testing.assert_allclose(solution[y], min(bounds[1], 2.0), atol=1e-7)  # until x = 1 - y/2 is zero
+
+
+def test_forms_around_a_parameter():
+    """The follower's best (x + d)'y over (y - c)'P(y - c) <= 1 is (x + d)'c + |x + d| in the norm of P's inverse."""
+    P = np.array([[2.0, 0.5], [0.5, 1.0]])
+    x, y = cp.Variable(2, name="x"), cp.Variable(2, name="y")
+    c, d = cp.Parameter(2, name="c"), cp.Parameter(2, name="d")
+    ball = cp.quad_form(y - c, P) <= 1
+    payoff = (x + d) @ y
+    leader = cp.Problem(cp.Minimize(payoff), [cp.quad_form(x - c, P) <= 1])
+    game = bg.bilevel(leader, cp.Problem(cp.Maximize(payoff), [ball]), responds=[y])
+    at, wish = np.array([0.3, -0.5]), np.array([2.2, 1.5])
+    solution = game.solve({c: at, d: wish})
+    assert solution.status is bg.Status.GLOBAL
+    assert solution.stats.solver == "Saddle"
+    z = cp.Variable(2)
+    root = np.linalg.cholesky(np.linalg.inv(P)).T
+    known = cp.Problem(
+        cp.Minimize((z + wish) @ at + cp.norm(root @ (z + wish))), [cp.quad_form(z - at, cp.psd_wrap(P)) <= 1]
+    )
+    assert solution.value == pytest.approx(known.solve(solver=cp.CLARABEL), abs=1e-6)
+    layer = bg.Layer(game, parameters=[c, d], variables=[x, y, ball.dual_variables[0]])
+    inputs = [torch.tensor(v, requires_grad=True) for v in (at, wish)]
+
+    def loss(*inputs):
+        return sum((k + 1) * out.sum() for k, out in enumerate(layer(*inputs)))
+
+    assert torch.autograd.gradcheck(loss, inputs, eps=1e-5, atol=1e-4)
