@@ -18,8 +18,6 @@ EXACT = 1e-6
 """A residual or violation above this makes an answer inexact."""
 PROVEN = 1e-7
 """A value this close to the bound, relative to 1 + its size, is the optimum."""
-LEAST_TIME = 1e-9
-"""Seconds that a step still gets where none are left: time limits are positive."""
 
 
 class AbstractSolver(ABC):
@@ -50,7 +48,7 @@ class AbstractSolver(ABC):
 
 
 def check_settings(solver: AbstractSolver, **least: int) -> None:
-    """Refuse settings that mean nothing: those named are whole numbers of at least this, `time_limit` is positive or None.
+    """Refuse settings that mean nothing: those named are whole numbers of at least this, `time_limit` is None or not negative.
 
     Raises InputError, with the setting and what it may be.
     """
@@ -60,8 +58,8 @@ def check_settings(solver: AbstractSolver, **least: int) -> None:
         if not isinstance(value, Integral) or value < low:
             raise InputError(f"{kind}({name}={value!r}): give a whole number of at least {low}.")
     limit = getattr(solver, "time_limit", None)
-    if limit is not None and not (isinstance(limit, int | float) and limit > 0):
-        raise InputError(f"{kind}(time_limit={limit!r}): give seconds above zero, or None.")
+    if limit is not None and not (isinstance(limit, int | float) and limit >= 0):
+        raise InputError(f"{kind}(time_limit={limit!r}): give seconds, zero or more, or None.")
 
 
 def whole_numbers(solver: str, program: Program) -> str | None:

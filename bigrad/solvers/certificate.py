@@ -21,7 +21,7 @@ from bigrad.programs.smooth import Smooth
 from bigrad.quadratic import Data, Maps, Sizes
 from bigrad.solution import InputError, Outcome, Point, Status
 from bigrad.solvers import sos
-from bigrad.solvers.base import LEAST_TIME, AbstractSolver, batch_size, check_settings
+from bigrad.solvers.base import AbstractSolver, batch_size, check_settings
 from bigrad.solvers.diagnose import diagnose
 from bigrad.solvers.integers import Held
 from bigrad.solvers.nonlinear import POLISH, Nonlinear
@@ -191,7 +191,7 @@ class _Item:
         return held.restore(self.descended(held.data, held.sizes, rest, seconds))
 
     def descended(self, data: Data, sizes: Sizes, at: Point | None, seconds: float) -> Verdict:
-        starts, seed, seconds = self.solver.starts, self.solver.seed, max(seconds, LEAST_TIME)
+        starts, seed, seconds = self.solver.starts, self.solver.seed, max(seconds, 0.0)
         if not sos.convex(data.Q):
             relaxation = Relaxation(starts=starts, time_limit=seconds, seed=seed)
             return relaxation.item(QuadraticSystem(data, sizes, self.own), at)

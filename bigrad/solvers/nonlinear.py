@@ -17,7 +17,6 @@ from bigrad.programs.system import System
 from bigrad.solution import Point, Status
 from bigrad.solvers import sos, spatial
 from bigrad.solvers.active import TOUCH
-from bigrad.solvers.base import LEAST_TIME
 from bigrad.solvers.integers import HeldSystem
 from bigrad.solvers.proof import better, judged
 from bigrad.solvers.relaxation import Relaxation
@@ -126,7 +125,7 @@ class Nonlinear:
 
     def local(self, at: Point | None, seconds: float) -> Verdict:
         """A local optimum from a point, integers held where it has them, else of a search from scratch."""
-        search = Relaxation(starts=self.search.starts, seed=self.search.seed, time_limit=max(seconds, LEAST_TIME))
+        search = Relaxation(starts=self.search.starts, seed=self.search.seed, time_limit=max(seconds, 0.0))
         if not len(self.integer):
             return search.item(self.system, at)
         if at is None:
