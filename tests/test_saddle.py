@@ -1,6 +1,7 @@
 """Zero-sum games: closed forms, saddle inequalities, gradients, what is recognised and what is not."""
 
 import pickle
+import warnings
 from typing import Any
 
 import cvxpy as cp
@@ -357,3 +358,22 @@ def test_forms_around_a_parameter():
         return sum((k + 1) * out.sum() for k, out in enumerate(layer(*inputs)))
 
     assert torch.autograd.gradcheck(loss, inputs, eps=1e-5, atol=1e-4)
+
+
+def test_a_function_that_random_parameters_break_is_no_game():
+    """The leader also gains from sum(log q) y, of which the follower knows nothing: no zero-sum game, for any sign of q."""
+    for kind in ({"pos": True}, {}):
+        x, y, q = cp.Variable(name="x", bounds=[-1, 1]), cp.Variable(name="y"), cp.Parameter(6, name="q", **kind)
+        lower = cp.Problem(cp.Maximize(x * y), [y <= 1, y >= -1])
+        goal = x * y + 0.1 * cp.square(x) - cp.sum(cp.log(q)) * y
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            program = bg.bilevel(cp.Problem(cp.Minimize(goal)), lower, responds=[y])
+        value = np.linspace(0.5, 1.1, 6)
+        best = min(
+            x * y + 0.1 * x**2 - np.log(value).sum() * y
+            for x in np.linspace(-1, 1, 201)
+            for y in ([-1, 1] if abs(x) < 1e-9 else [np.sign(x)])
+        )
+        for solver in (None, bg.Global()):
+            assert program.solve({q: value}, solver=solver).value == pytest.approx(best, abs=1e-6)
