@@ -682,3 +682,7 @@ def test_a_call_warns_of_nothing():
         t = inputs(batch=2)
         sum(o.sum() for o in layer(*t)).backward()
         fragile("nan")(*good_and_bad("infinite"))[0].nansum().backward()
+        z, limit = cp.Variable(2, name="z"), cp.Parameter(name="limit")
+        near = bg.argmin(cp.Problem(cp.Minimize(cp.sum_squares(z) - cp.sum(z)), [z >= 0, cp.sum(z) <= limit]))
+        ends = bg.Layer(near, [limit], [z], on_failure="nan")(torch.tensor([1.0, torch.inf, -torch.inf]))[0]
+        assert ends.isnan().any(1).tolist() == [False, True, True]
