@@ -346,7 +346,7 @@ class Program:
         return bad
 
     def fault(self, given: Mapping[Any, np.ndarray], i: int) -> str:
-        """Which of item i's parameters are NaN, infinite or of the wrong sign, in a sentence; empty if none."""
+        """Which of an invalid item i's parameters are NaN, infinite or of the wrong sign, in a sentence."""
         values = [(n, _item(given[n.handle], i, len(n.shape))) for n in self.inputs]
         odd = [n.name for n, value in values if not np.isfinite(value).all()]
         wrong = [n.name for n, value in values if n.name not in odd and n.sign and (value * n.sign < 0).any()]
@@ -355,7 +355,7 @@ class Program:
         ]
         if not found and self.derived:
             found = [f"a function of them not finite or of the wrong sign, of {', '.join(self.derived.names)}"]
-        return f"Here: {'; '.join(found)}." if found else ""
+        return f"Here: {'; '.join(found) or 'an objective is not convex at these values'}."
 
     def _given(self, values: Mapping[Any, Any]) -> dict[Any, np.ndarray]:
         for key in values:

@@ -61,6 +61,20 @@ def test_an_invalid_function_of_parameters_is_named():
     assert "exp(c[0])" in solution.stats.cause
 
 
+def test_what_broke_a_promise_is_named_and_nothing_else_is():
+    y, level, P = cp.Variable(2, name="y"), cp.Parameter(name="level"), cp.Parameter((2, 2), name="P", PSD=True)
+    rows = [y >= 0, cp.sum(y) <= cp.exp(level) - 2]
+    layer = bg.Layer(bg.argmin(cp.Problem(cp.Minimize(cp.sum_squares(y)), rows)), [level], [y])
+    with pytest.raises(bg.SolveError) as caught:
+        layer(torch.tensor([1.0, 0.0, 800.0]))
+    infeasible, invalid = str(caught.value).splitlines()[1:3]
+    assert "INFEASIBLE" in infeasible
+    assert "Here" not in infeasible
+    assert "Here: a function of them not finite" in invalid
+    form = bg.argmin(cp.Problem(cp.Minimize(cp.quad_form(y, P)), [y <= 1]))
+    assert form.solve({P: -np.eye(2)}).stats.cause == "Here: an objective is not convex at these values."
+
+
 @pytest.mark.parametrize("number", [np.nan, np.inf, np.array([1.0, -np.inf])])
 def test_constants_that_are_no_numbers_are_refused(number):
     """CVXPY's solvers drop `y <= inf`; a NaN in a cone used to be taken for a proven optimum."""
