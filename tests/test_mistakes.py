@@ -112,6 +112,16 @@ def test_a_sign_known_from_bounds_counts_as_declared(given):
     assert abs(solution.stats.follower_gap) < 1e-7
 
 
+def test_a_weight_times_a_function_of_a_parameter_is_named_whole():
+    weight = cp.Parameter(name="weight", nonneg=True)
+    lower = cp.Problem(cp.Maximize(X @ Y - cp.sum_squares(Y) + -weight * cp.norm(Y - C)))
+    with pytest.raises(
+        bg.DeclarationError, match=r"look at -weight \* PnormApprox\(y \+ -c, 2\): .* \(t == factor\)"
+    ) as caught:
+        bg.bilevel(UPPER, lower, responds=[Y])
+    assert "look at -weight:" not in str(caught.value)
+
+
 def test_an_unknown_sign_is_asked_for():
     x, y = cp.Variable(name="x"), cp.Variable(2, name="y")
     lower = cp.Problem(cp.Minimize(x * cp.norm(y) - cp.sum(y)))

@@ -32,7 +32,7 @@ def check_lower(problem: cp.Problem, leader: Mapping[int, cp.Variable]) -> None:
         for what, piece in pieces:
             if not piece.is_dcp():
                 culprit = _smallest(piece, lambda e: e.is_convex() or e.is_concave())
-                culprit = next((a for a in culprit.args if a.parameters() and not a.variables() and a.args), culprit)
+                culprit = next((a for a in culprit.args if not a.variables() and not a.is_affine()), culprit)
                 text, names = _named(culprit), [p.name() for p in culprit.parameters() if p.id not in leader]
                 xs = [leader[p.id].name() for p in culprit.parameters() if p.id in leader]
                 why = "it is not affine in the parameters"
