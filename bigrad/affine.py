@@ -148,6 +148,17 @@ def constant(array: np.ndarray) -> Affine:
     return Affine(array.shape, np.asarray(array, dtype=float).ravel(), {})
 
 
+def on_host(tensor: Array) -> np.ndarray:
+    """A torch tensor as a numpy array. Raises NotImplementedError where it has no numbers, as within torch.func."""
+    try:
+        return np.asarray(tensor.detach().cpu().numpy())
+    except RuntimeError as error:
+        raise NotImplementedError(
+            "A solver needs numbers, which a tensor within torch.func (grad, jacrev, vmap, …), or on the device meta, does not have. "
+            "Give a batch in place of vmap, and take torch.autograd.grad or torch.autograd.functional.jacobian."
+        ) from error
+
+
 def flatten(value: Array, ndim: int) -> Array:
     """Flatten the last `ndim` dimensions in CVXPY's column-major order; leading dimensions are the batch."""
     lead = value.ndim - ndim

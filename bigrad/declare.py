@@ -94,8 +94,11 @@ def bilevel(
             "problem, like responds=[[y], [z]]."
         )
     from bigrad.programs import mixed, saddle
+    from bigrad.programs.checks import check_constants
     from bigrad.programs.roles import is_integer
 
+    for name, problem in zip(("upper", *names), (upper, *problems), strict=True):
+        check_constants(name, problem)
     if len(problems) == 1 and any(is_integer(v) for v in answers[0]):
         return mixed.declare(upper, problems[0], answers[0], Auto())
     return saddle.declare(upper, problems, answers, Auto())
@@ -175,8 +178,10 @@ def argmin(
             f"argmin(…): got a {type(problem).__name__}; give a cvxpy.Problem, a cp_model.CpModel or a mathopt.Model."
         )
     from bigrad.programs import mixed, single
+    from bigrad.programs.checks import check_constants
     from bigrad.programs.roles import is_integer
 
+    check_constants("given", problem)
     if any(is_integer(v) for v in problem.variables()):
         return mixed.declare(problem, None, (), Auto())
     return single.declare(problem, Auto())

@@ -45,7 +45,7 @@ class Exchange:
         apart = (free.shape[1] - signs @ signs.T) / 2
         base = int(apart.sum(-1).argmin())
         size = int(free[base].sum())
-        if np.median(apart[base]) > ALIKE * size:
+        if not size or np.median(apart[base]) > ALIKE * size:
             return None
         order = np.argsort(~free[base], kind="stable")
         matrix = (matrix * units[:, None] * units)[order][:, order]

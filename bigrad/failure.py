@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from bigrad.program import Program
-from bigrad.solution import Outcome, SolveError
+from bigrad.solution import Outcome, SolveError, Status
 
 
 def failure(
@@ -16,7 +16,9 @@ def failure(
 ) -> SolveError:
     """The error that names the items of an outcome that failed."""
     bad = {int(i): outcome.status[i] for i in np.flatnonzero(~outcome.ok)}
-    causes = {i: outcome.stats(i, 1.0).cause or (program.fault(given, i) if program and given else "") for i in bad}
+    causes = {i: outcome.stats(i, 1.0).cause for i in bad}
+    if program and given:
+        causes |= {i: program.fault(given, i) for i, s in bad.items() if s is Status.INVALID_INPUT and not causes[i]}
     shown = [
         f"{f'  item {i}: ' if batched else '  '}{s.name}. {s.value} {causes[i]}".rstrip()
         for i, s in list(bad.items())[:8]

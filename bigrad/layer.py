@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.forward_ad import unpack_dual
 
-from bigrad.affine import flatten
+from bigrad.affine import flatten, on_host
 from bigrad.auto import Auto
 from bigrad.failure import failure
 from bigrad.gradients.base import AbstractGradient, attach, attach_pull
@@ -127,6 +127,8 @@ class Layer(nn.Module):
 
         A torch function gives y* itself, and starts at a y in its form, at a Solution or a Point, or at `memory.at([key])`.
         """
+        if torch.compiler.is_dynamo_compiling():  # what solves is not for torch to compile
+            return torch.compiler.disable(self.forward)(*values, warm_start=warm_start)
         if self.program.inner:
             return self._minimised(values, warm_start)
         with single_torch:
@@ -274,7 +276,7 @@ class Layer(nn.Module):
         solver = self.solver
         if isinstance(solver, Auto) and any(t.is_cuda for t in theta):
             solver = solver.on_accelerator(self.program)
-        given = tuple(t.detach() if solver.on_device else t.detach().cpu().numpy() for t in theta)
+        given = tuple(t.detach() if solver.on_device else on_host(t) for t in theta)
         outcome = solver.solve(self.program, given, points)
         if isinstance(warm_start, Recall):
             kept = outcome.on_host()
@@ -296,8 +298,11 @@ class Layer(nn.Module):
         batch: dict[str, int] = {}
         for k, value in zip(self._order, values, strict=True):
             i = self.program.inputs[k]
-            if not isinstance(value, Tensor) or value.is_complex():
-                raise InputError(f"Parameter '{i.name}': needs a real torch tensor, got {type(value).__name__}.")
+            if not isinstance(value, Tensor) or value.is_complex() or value.layout is not torch.strided:
+                got = f"{value.layout} of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+                raise InputError(
+                    f"Parameter '{i.name}': needs a real torch tensor, got {got}; sparse ones: .to_dense()."
+                )
             lead = value.ndim - len(i.shape)
             if lead not in (0, 1) or tuple(value.shape[lead:]) != i.shape:
                 raise InputError(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any, overload
 
-from bigrad.solution import Outcome, Point, Solution
+from bigrad.solution import InputError, Outcome, Point, Solution
 
 
 class Memory:
@@ -31,7 +31,10 @@ class Memory:
 
     def at(self, keys: Iterable[Hashable]) -> Recall:
         """The items of one call, in its order; a tensor or array of indices will do. Give it as `warm_start`."""
-        return Recall(self, keys.tolist() if hasattr(keys, "tolist") else list(keys))
+        known = keys.tolist() if hasattr(keys, "tolist") else keys
+        if not isinstance(known, Iterable):
+            raise InputError(f"Memory.at({known!r}): give a list of keys, one for each item of the call.")
+        return Recall(self, list(known))
 
     def clear(self) -> None:
         """Forget everything, as after a change of the network that moves all inputs far away."""

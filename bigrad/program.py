@@ -231,7 +231,12 @@ class Program:
 
     def points(self, starts: Iterable[Solution | Point | None]) -> list[Point | None]:
         """Where solves may start from, checked to be of this program."""
-        points = [s.point if isinstance(s, Solution) else s for s in starts]
+        points = [
+            s.point if isinstance(s, Solution) else s for s in (starts if isinstance(starts, Iterable) else [starts])
+        ]
+        if wrong := [p for p in points if not isinstance(p, Point | None)]:
+            kind = type(wrong[0]).__name__
+            raise InputError(f"warm_start: got {kind}; give a Solution for each item, or None, or memory.at(keys).")
         if self.combinatorial:  # what it may start from it remembers itself
             return [None] * len(points)
         layout = self.layout
@@ -341,7 +346,7 @@ class Program:
         return bad
 
     def fault(self, given: Mapping[Any, np.ndarray], i: int) -> str:
-        """Which of item i's parameters are NaN, infinite or of the wrong sign, in a sentence; empty if none."""
+        """Which of an invalid item i's parameters are NaN, infinite or of the wrong sign, in a sentence."""
         values = [(n, _item(given[n.handle], i, len(n.shape))) for n in self.inputs]
         odd = [n.name for n, value in values if not np.isfinite(value).all()]
         wrong = [n.name for n, value in values if n.name not in odd and n.sign and (value * n.sign < 0).any()]
@@ -350,7 +355,7 @@ class Program:
         ]
         if not found and self.derived:
             found = [f"a function of them not finite or of the wrong sign, of {', '.join(self.derived.names)}"]
-        return f"Here: {'; '.join(found)}." if found else ""
+        return f"Here: {'; '.join(found) or 'an objective is not convex at these values'}."
 
     def _given(self, values: Mapping[Any, Any]) -> dict[Any, np.ndarray]:
         for key in values:
@@ -371,7 +376,7 @@ class Program:
                     f"solve(values): parameter '{i.name}' has no value; pass values={{{i.name}: …}} or set its .value."
                 )
             try:
-                array = np.asarray(value, dtype=float)
+                array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value, dtype=float)
             except (TypeError, ValueError):
                 raise InputError(
                     f"solve(values): parameter '{i.name}' needs real numbers, got {type(value).__name__}."

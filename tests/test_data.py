@@ -19,7 +19,14 @@ from bigrad.solution import Status
 X, Y = cp.Variable(2, name="x"), cp.Variable(2, name="y")
 S, T, N = cp.Parameter(name="s"), cp.Parameter(2, name="t"), cp.Parameter(name="n", nonneg=True)
 M = cp.Parameter((2, 2), name="M")
-VALUES = {S: 0.7, T: np.array([0.3, 0.6]), N: 1.3, M: np.array([[1.0, 0.2], [-0.3, 0.8]])}
+P, D = np.array([[2.0, 0.5], [0.5, 1.0]]), cp.Parameter((2, 2), name="d", PSD=True)
+VALUES = {
+    D: np.array([[1.5, -0.4], [-0.4, 0.8]]),
+    S: 0.7,
+    T: np.array([0.3, 0.6]),
+    N: 1.3,
+    M: np.array([[1.0, 0.2], [-0.3, 0.8]]),
+}
 WISH = cp.sum_squares(X - 1) + cp.sum_squares(Y - [1.0, 2.0])
 NEAR = cp.sum_squares(Y - X)
 STEP = 1e-5
@@ -33,6 +40,16 @@ PROGRAMS = {
     "matrices apart": (WISH, NEAR, [], [M @ (M @ Y) <= 1.5, S * (M @ Y) <= 1]),
     "a positive weight": (WISH, cp.sum(cp.multiply(cp.exp(T), cp.square(Y))) + X @ Y, [], []),
     "a quadratic form": (WISH, cp.quad_form(Y, cp.psd_wrap(cp.exp(S) * np.eye(2))) + X @ Y, [], []),
+    "a form around a target": (WISH, cp.quad_form(Y - T, P) + X @ Y, [], [Y >= -1]),
+    "a form around the leader": (WISH, cp.quad_form(cp.vstack([Y[0] - X[0], Y[1] - X[1]]), P) + T @ Y, [], []),
+    "a flat form": (WISH, cp.quad_form(Y - X - T, np.ones((2, 2))) + 0.1 * NEAR, [], []),
+    "a concave form": (WISH, S * cp.sum(Y) - cp.quad_form(Y - X - T, -P), [], []),
+    "a form of parameters around a target": (WISH, cp.quad_form(Y - 2 * T + 1, D) + X @ Y, [], []),
+    "a form of parameters around the leader": (WISH, cp.quad_form(Y - X, D) + T @ Y, [], [Y <= 1]),
+    "a form of parameters as the upper goal": (cp.quad_form(Y - T, D) + cp.sum_squares(X - 1), NEAR, [], []),
+    "a form as the upper goal": (cp.quad_form(X - T, P) - cp.quad_form(Y - T, -P), NEAR, [], [Y <= 1]),
+    "a form as a limit": (WISH, NEAR, [], [cp.quad_form(Y - T, P) <= 0.5]),
+    "a form as an upper limit": (WISH, NEAR, [cp.quad_form(Y - T, P) <= 0.5], []),
     "division by a parameter": (WISH, NEAR + cp.sum(Y) / N, [], [Y / S >= T / N - 1]),
     "a square over a parameter": (WISH, cp.quad_over_lin(Y - X, N) + T @ Y, [], []),
     "a weight and a target": (WISH + N * cp.square(X[0] - S), N * cp.sum_squares(Y - X - T), [], []),
@@ -54,6 +71,8 @@ PROGRAMS = {
     ),
 }  # fmt: skip
 SMOOTH = {
+    "a form as a limit",
+    "a form as an upper limit",
     "functions above, not quadratic",
     "the leader squared",
     "the leader squared, as a limit",
@@ -253,3 +272,25 @@ def test_every_atom_in_numpy_and_torch(expression):
     np.testing.assert_allclose(call(*inputs).detach().numpy(), evaluate(flat), rtol=1e-12, atol=1e-12)
     assert torch.autograd.gradcheck(call, inputs)
     assert torch.autograd.gradgradcheck(call, inputs)
+
+
+@pytest.mark.parametrize("rows", [[], [cp.norm(Y) <= 0.4]], ids=["quadratic", "with a cone"])
+@pytest.mark.parametrize("sense", [1, -1])
+def test_one_level_around_a_target(rows, sense):
+    goal = cp.quad_form(Y - T, sense * P) + sense * S * cp.sum(Y)
+    problem = cp.Problem((cp.Minimize if sense > 0 else cp.Maximize)(goal), [cp.sum(Y) <= 0.5, *rows])
+    layer = bg.Layer(bg.argmin(problem), [T, S], [Y, problem.constraints[0].dual_variables[0]])
+    given = {T: VALUES[T], S: -VALUES[S]}
+    solution = layer.solve(*torches(given.values()))[0]
+    assert solution.status is Status.GLOBAL
+    for parameter, value in given.items():
+        parameter.value = value
+    try:
+        assert problem.solve(solver=cp.CLARABEL, ignore_dpp=True) == pytest.approx(solution.value, abs=1e-6)
+        np.testing.assert_allclose(solution[Y], Y.value, atol=1e-4)
+        np.testing.assert_allclose(
+            solution[problem.constraints[0].dual_variables[0]], problem.constraints[0].dual_value, atol=1e-4
+        )
+    finally:
+        T.value = S.value = None
+    assert torch.autograd.gradcheck(layer, torches(given.values()), eps=1e-5, atol=1e-4)

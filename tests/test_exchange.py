@@ -51,3 +51,9 @@ def test_items_that_differ_much_and_singular_ones_are_left_to_others():
 def test_no_exchange_for_items_that_have_little_in_common_or_are_few(changes):
     matrix, free, _ = alike(changes=changes)
     assert Exchange.of(matrix, np.ones(len(matrix)), free if changes else free[:2]) is None
+
+
+def test_no_exchange_where_nothing_is_free(capfd):
+    matrix, free, _ = alike()
+    assert Exchange.of(matrix, np.ones(len(matrix)), np.zeros_like(free)) is None
+    assert capfd.readouterr() == ("", ""), "LAPACK complains of empty matrices on its own"

@@ -170,7 +170,11 @@ def test_integers_are_not_rounded_into_the_answer():
         (lambda t: [t[0].expand(0, 2, 3), *t[1:]], "batch is empty"),
         (lambda t: [t[0].detach().numpy(), *t[1:]], "Parameter 'S': needs a real torch tensor, got ndarray"),
         (lambda t: [t[0], [1.0, 2.0, 3.0], t[2]], "Parameter 'a': needs a real torch tensor, got list"),
-        (lambda t: [t[0] * 1j, *t[1:]], "Parameter 'S': needs a real torch tensor"),
+        (
+            lambda t: [t[0] * 1j, *t[1:]],
+            "Parameter 'S': needs a real torch tensor, got torch.strided of torch.complex128",
+        ),
+        (lambda t: [t[0].to_sparse(), *t[1:]], "Parameter 'S': needs a real torch tensor, got torch.sparse_coo"),
     ],
 )
 def test_wrong_arguments_are_named(change, words):
@@ -347,12 +351,28 @@ def test_other_kinds_of_differentiation_are_right_or_an_error_never_a_silent_zer
     with pytest.raises((RuntimeError, NotImplementedError)):
         torch.autograd.functional.jacobian(answer, v, vectorize=True, strategy="forward-mode")
     for transform in (torch.func.jacrev, torch.func.jacfwd, torch.func.grad):
-        with pytest.raises((RuntimeError, NotImplementedError)):
+        with pytest.raises(NotImplementedError, match=r"within torch\.func .* Give a batch in place of vmap"):
             transform(lambda v: answer(v).sum())(v)
     with torch.autograd.forward_ad.dual_level(), pytest.raises(NotImplementedError, match="jvp"):
         answer(torch.autograd.forward_ad.make_dual(v, ones))
     with torch.inference_mode():
         torch.testing.assert_close(answer(v), layer(rest[0], v, rest[2])[1])
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch's own about its tracing
+def test_a_compiled_model_runs_the_layer_as_it_is():
+    torch.manual_seed(0)
+    first, (_, *rest) = torch.nn.Linear(4, 6, dtype=DOUBLE), inputs()
+    features = torch.randn(3, 4, dtype=DOUBLE)
+
+    def model(features):
+        return LAYER(first(features).sigmoid().reshape(-1, 2, 3), *rest)[1].square().sum()
+
+    plain, compiled = model(features), torch.compile(model, backend="eager")(features)
+    torch.testing.assert_close(compiled, plain)
+    slopes = [torch.autograd.grad(loss, first.weight)[0] for loss in (compiled, plain)]
+    assert slopes[0].abs().max() > 1e-3
+    torch.testing.assert_close(*slopes)
 
 
 # Copies
@@ -574,6 +594,11 @@ def test_warm_starts_of_a_layer():
     other = small()[0]
     with pytest.raises(bg.InputError, match="another program"):
         other.solve(*inputs(batch=2), warm_start=cold)
+    for wrong in (bg.Memory(), [1, None], "cold"):
+        with pytest.raises(bg.InputError, match="give a Solution for each item"):
+            layer.solve(*tensors, warm_start=wrong)
+    with pytest.raises(bg.InputError, match=r"Memory\.at\(0\): give a list of keys"):
+        bg.Memory().at(0)
 
 
 def test_explain_says_solver_gradient_and_why():
@@ -657,3 +682,7 @@ def test_a_call_warns_of_nothing():
         t = inputs(batch=2)
         sum(o.sum() for o in layer(*t)).backward()
         fragile("nan")(*good_and_bad("infinite"))[0].nansum().backward()
+        z, limit = cp.Variable(2, name="z"), cp.Parameter(name="limit")
+        near = bg.argmin(cp.Problem(cp.Minimize(cp.sum_squares(z) - cp.sum(z)), [z >= 0, cp.sum(z) <= limit]))
+        ends = bg.Layer(near, [limit], [z], on_failure="nan")(torch.tensor([1.0, torch.inf, -torch.inf]))[0]
+        assert ends.isnan().any(1).tolist() == [False, True, True]

@@ -36,6 +36,11 @@ def test_slips_are_answered_with_what_to_do(name):
         build()
 
 
+def test_values_may_be_tensors_with_a_gradient():
+    given = torch.tensor([0.5, 2.0], requires_grad=True)
+    np.testing.assert_array_equal(PROGRAM.solve({C: given})[Y], PROGRAM.solve({C: [0.5, 2.0]})[Y])
+
+
 def test_an_invalid_input_is_named():
     d = cp.Parameter(name="d", nonneg=True)
     z = cp.Variable(2, name="z")
@@ -56,6 +61,46 @@ def test_an_invalid_function_of_parameters_is_named():
     assert "exp(c[0])" in solution.stats.cause
 
 
+def test_what_broke_a_promise_is_named_and_nothing_else_is():
+    y, level, P = cp.Variable(2, name="y"), cp.Parameter(name="level"), cp.Parameter((2, 2), name="P", PSD=True)
+    rows = [y >= 0, cp.sum(y) <= cp.exp(level) - 2]
+    layer = bg.Layer(bg.argmin(cp.Problem(cp.Minimize(cp.sum_squares(y)), rows)), [level], [y])
+    with pytest.raises(bg.SolveError) as caught:
+        layer(torch.tensor([1.0, 0.0, 800.0]))
+    infeasible, invalid = str(caught.value).splitlines()[1:3]
+    assert "INFEASIBLE" in infeasible
+    assert "Here" not in infeasible
+    assert "Here: a function of them not finite" in invalid
+    form = bg.argmin(cp.Problem(cp.Minimize(cp.quad_form(y, P)), [y <= 1]))
+    assert form.solve({P: -np.eye(2)}).stats.cause == "Here: an objective is not convex at these values."
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, np.array([1.0, -np.inf])])
+def test_constants_that_are_no_numbers_are_refused(number):
+    """CVXPY's solvers drop `y <= inf`; a NaN in a cone used to be taken for a proven optimum."""
+    below = cp.sum_squares(Y - X)
+    for upper, lower in [
+        (UPPER, cp.Problem(cp.Minimize(below), [number >= Y])),
+        (UPPER, cp.Problem(cp.Minimize(below + cp.norm(Y - number)))),
+        (cp.Problem(cp.Minimize(cp.sum_squares(X - number))), cp.Problem(cp.Minimize(below))),
+    ]:
+        with pytest.raises(
+            bg.DeclarationError, match=r"The (upper|lower) problem has a constant that is NaN or infinite"
+        ):
+            bg.bilevel(upper, lower, responds=[Y])
+    with pytest.raises(bg.DeclarationError, match="constant that is NaN or infinite"):
+        bg.argmin(cp.Problem(cp.Minimize(cp.norm(Y - number))))
+
+
+def test_infinite_bounds_of_a_variable_are_none():
+    x, y = (cp.Variable(2, name=name, bounds=[np.array([-np.inf, -1.0]), np.array([np.inf, 1.0])]) for name in "xy")
+    lower = cp.Problem(cp.Minimize(cp.sum_squares(y - x)))
+    solution = bg.bilevel(
+        cp.Problem(cp.Minimize(cp.sum_squares(y - 3) + cp.sum_squares(x))), lower, responds=[y]
+    ).solve()
+    np.testing.assert_allclose(solution[y], [1.5, 1.0], atol=1e-9)
+
+
 @pytest.mark.parametrize("given", [{"bounds": [0.5, 2]}, {"nonneg": True}])
 def test_a_sign_known_from_bounds_counts_as_declared(given):
     """min over y of x |y - 2|₂ − y: the follower stays at 2 while x > 1 and runs to the bound 3 below."""
@@ -65,6 +110,16 @@ def test_a_sign_known_from_bounds_counts_as_declared(given):
     solution = bg.bilevel(upper, lower, responds=[y]).solve(verify=True)
     np.testing.assert_allclose([solution[x], solution[y]], [1.5, 2.0], atol=1e-7)
     assert abs(solution.stats.follower_gap) < 1e-7
+
+
+def test_a_weight_times_a_function_of_a_parameter_is_named_whole():
+    weight = cp.Parameter(name="weight", nonneg=True)
+    lower = cp.Problem(cp.Maximize(X @ Y - cp.sum_squares(Y) + -weight * cp.norm(Y - C)))
+    with pytest.raises(
+        bg.DeclarationError, match=r"look at -weight \* PnormApprox\(y \+ -c, 2\): .* \(t == factor\)"
+    ) as caught:
+        bg.bilevel(UPPER, lower, responds=[Y])
+    assert "look at -weight:" not in str(caught.value)
 
 
 def test_an_unknown_sign_is_asked_for():

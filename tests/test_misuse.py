@@ -72,6 +72,30 @@ def test_a_gradient_is_an_object(gradient):
         bg.Layer(bg.argmin(near, responds=START), gradient=gradient)
 
 
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (lambda: bg.Pieces(starts=-2), r"Pieces\(starts=-2\): give a whole number of at least 1"),
+        (lambda: bg.Pieces(starts=1.5), r"starts=1\.5"),
+        (lambda: bg.Pieces(nodes="a"), "nodes='a'"),
+        (lambda: bg.Pieces(time_limit=-1), r"time_limit=-1\): give seconds, zero or more, or None"),
+        (lambda: bg.Relaxation(seed="a"), "seed='a'"),
+        (lambda: bg.Relaxation(max_iterations=-3), "at least 0"),
+        (lambda: bg.Sparse(max_iterations=0), "at least 1"),
+        (lambda: bg.Interior(max_iterations=0), "at least 1"),
+        (lambda: bg.ActiveSet(time_limit=float("nan")), "seconds, zero or more"),
+        (lambda: bg.Mehrotra(iterations=0), "at least 1"),
+        (lambda: bg.Global(gap="a"), r"gap='a'\): give a finite gap"),
+        (lambda: bg.Global(starts=0), "at least 1"),
+        (lambda: bg.Spread(n_jobs=0), "give the number of processes"),
+        (lambda: bg.Spread(solver="pieces"), "give a solver object"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(build, words):
+    with pytest.raises(bg.InputError, match=words):
+        build()
+
+
 def test_losses_name_the_rules_that_they_take():
     with pytest.raises(bg.InputError, match=r"give Perturbed\(…\) or Regularised"):
         FenchelYoung(bg.TopK(3, 1), smoothing=bg.Identity())

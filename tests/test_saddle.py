@@ -1,6 +1,7 @@
 """Zero-sum games: closed forms, saddle inequalities, gradients, what is recognised and what is not."""
 
 import pickle
+import warnings
 from typing import Any
 
 import cvxpy as cp
@@ -329,3 +330,50 @@ def test_bounds_declared_on_the_follower_s_variable(bounds):
     solution = made.program.solve(verify=True)
     check_saddle(made, solution)
     np.testing.assert_allclose(solution[y], min(bounds[1], 2.0), atol=1e-7)  # until x = 1 - y/2 is zero
+
+
+def test_forms_around_a_parameter():
+    """The follower's best (x + d)'y over (y - c)'P(y - c) <= 1 is (x + d)'c + |x + d| in the norm of P's inverse."""
+    P = np.array([[2.0, 0.5], [0.5, 1.0]])
+    x, y = cp.Variable(2, name="x"), cp.Variable(2, name="y")
+    c, d = cp.Parameter(2, name="c"), cp.Parameter(2, name="d")
+    ball = cp.quad_form(y - c, P) <= 1
+    payoff = (x + d) @ y
+    leader = cp.Problem(cp.Minimize(payoff), [cp.quad_form(x - c, P) <= 1])
+    game = bg.bilevel(leader, cp.Problem(cp.Maximize(payoff), [ball]), responds=[y])
+    at, wish = np.array([0.3, -0.5]), np.array([2.2, 1.5])
+    solution = game.solve({c: at, d: wish})
+    assert solution.status is bg.Status.GLOBAL
+    assert solution.stats.solver == "Saddle"
+    z = cp.Variable(2)
+    root = np.linalg.cholesky(np.linalg.inv(P)).T
+    known = cp.Problem(
+        cp.Minimize((z + wish) @ at + cp.norm(root @ (z + wish))), [cp.quad_form(z - at, cp.psd_wrap(P)) <= 1]
+    )
+    assert solution.value == pytest.approx(known.solve(solver=cp.CLARABEL), abs=1e-6)
+    layer = bg.Layer(game, parameters=[c, d], variables=[x, y, ball.dual_variables[0]])
+    inputs = [torch.tensor(v, requires_grad=True) for v in (at, wish)]
+
+    def loss(*inputs):
+        return sum((k + 1) * out.sum() for k, out in enumerate(layer(*inputs)))
+
+    assert torch.autograd.gradcheck(loss, inputs, eps=1e-5, atol=1e-4)
+
+
+def test_a_function_that_random_parameters_break_is_no_game():
+    """The leader also gains from sum(log q) y, of which the follower knows nothing: no zero-sum game, for any sign of q."""
+    for kind in ({"pos": True}, {}):
+        x, y, q = cp.Variable(name="x", bounds=[-1, 1]), cp.Variable(name="y"), cp.Parameter(6, name="q", **kind)
+        lower = cp.Problem(cp.Maximize(x * y), [y <= 1, y >= -1])
+        goal = x * y + 0.1 * cp.square(x) - cp.sum(cp.log(q)) * y
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            program = bg.bilevel(cp.Problem(cp.Minimize(goal)), lower, responds=[y])
+        value = np.linspace(0.5, 1.1, 6)
+        best = min(
+            x * y + 0.1 * x**2 - np.log(value).sum() * y
+            for x in np.linspace(-1, 1, 201)
+            for y in ([-1, 1] if abs(x) < 1e-9 else [np.sign(x)])
+        )
+        for solver in (None, bg.Global()):
+            assert program.solve({q: value}, solver=solver).value == pytest.approx(best, abs=1e-6)

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from bigrad.affine import Array, mv, namespace
+from bigrad.affine import Array, mv, namespace, on_host
 from bigrad.exchange import Items
 from bigrad.gradients.base import AbstractGradient
 from bigrad.gradients.bounds import ErrorBound
@@ -113,14 +113,14 @@ def _pulled(
 
     maps, fine = program.quadratic, bool(outcome.ok.all())
     assert maps is not None
-    on_host = isinstance(outcome.w, np.ndarray)
+    host = isinstance(outcome.w, np.ndarray)
 
     def plain(t: Tensor) -> Array:
-        return t.detach().cpu().numpy() if on_host else t.detach()
+        return on_host(t) if host else t.detach()
 
     with single_blas, single_torch:
         inputs = tuple(plain(t if fine else torch.where(torch.isfinite(t), t, 0.0)) for t in theta)
-        ok = outcome.ok if on_host else torch.as_tensor(outcome.ok, device=outcome.w.device)
+        ok = outcome.ok if host else torch.as_tensor(outcome.ok, device=outcome.w.device)
         adjoint = _adjoint(maps, inputs, outcome, ok, plain(cotangent))
         w = outcome.w if fine else namespace(outcome.w).where(ok[:, None], outcome.w, 0.0)
         grads = pull(maps, inputs, w, -adjoint, wanted)

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import cvxpy as cp
+import numpy as np
+import scipy.sparse as sp
 from cvxpy.atoms.affine.binary_operators import DivExpression, MulExpression, multiply
 from cvxpy.atoms.quad_over_lin import quad_over_lin
 from cvxpy.utilities import scopes
@@ -30,7 +32,7 @@ def check_lower(problem: cp.Problem, leader: Mapping[int, cp.Variable]) -> None:
         for what, piece in pieces:
             if not piece.is_dcp():
                 culprit = _smallest(piece, lambda e: e.is_convex() or e.is_concave())
-                culprit = next((a for a in culprit.args if a.parameters() and not a.variables() and a.args), culprit)
+                culprit = next((a for a in culprit.args if not a.variables() and not a.is_affine()), culprit)
                 text, names = _named(culprit), [p.name() for p in culprit.parameters() if p.id not in leader]
                 xs = [leader[p.id].name() for p in culprit.parameters() if p.id in leader]
                 why = "it is not affine in the parameters"
@@ -45,6 +47,17 @@ def check_lower(problem: cp.Problem, leader: Mapping[int, cp.Variable]) -> None:
                     f"The lower problem is not DPP in the upper variables and parameters: in the {what} {_named(piece)}, look at {text}: "
                     f"{why}. {advice}."
                 )
+
+
+def check_constants(name: str, problem: cp.Problem) -> None:
+    """The numbers of a problem must be finite; infinite bounds declared on variables are none, and fine."""
+    for constant in problem.constants():
+        held = constant.value
+        if not np.isfinite(held.data if sp.issparse(held) else held).all():
+            raise DeclarationError(
+                f"The {name} problem has a constant that is NaN or infinite: {_named(constant)}. Leave out rows without a bound, or "
+                "declare bounds=[…] on the variable, where infinity stands for none."
+            )
 
 
 def _signs(culprit: Any) -> str:

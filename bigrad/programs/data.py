@@ -21,6 +21,7 @@ from cvxpy.atoms.affine.binary_operators import DivExpression, MulExpression, mu
 from cvxpy.atoms.affine.promote import Promote
 from cvxpy.atoms.affine.unary_operators import NegExpression
 from cvxpy.atoms.elementwise.power import Power, PowerApprox
+from cvxpy.atoms.quad_form import QuadForm, decomp_quad
 from cvxpy.atoms.quad_over_lin import quad_over_lin
 from cvxpy.utilities import scopes
 
@@ -195,7 +196,7 @@ def gathered(e: cp.Expression) -> cp.Expression:
     """An expression with factors without variables brought together, where only so it is affine in them.
 
     f / d is f (1 / d), |f|^2 / d is |f|^2 (1 / d), a (b f) is (a b) f, a (f + g) is a f + a g, a (f + b)^2 is
-    a f^2 + (2 a b) f + a b^2, for f, g with variables and a, b, d without.
+    a f^2 + (2 a b) f + a b^2, for f, g with variables and a, b, d without. A quadratic form in f + b is a sum of squares.
     """
     if not e.variables() or not e.parameters():
         return e
@@ -210,6 +211,8 @@ def _root(e: cp.Expression) -> cp.Expression:
             return _root(cp.multiply(1.0 / e.args[1], e.args[0]))
         if e.is_scalar():
             return _root(cp.multiply(cp.inv_pos(e.args[1]), cp.sum_squares(e.args[0])))
+    if isinstance(e, QuadForm) and e.args[0].variables() and e.args[0].parameters():
+        return _form(e)
     if not isinstance(e, MulExpression):
         return e
     for k in (0, 1):
@@ -274,17 +277,39 @@ def _square(times: _Product, rest: cp.Expression) -> cp.Expression | None:
         isinstance(rest, Power | PowerApprox) and not rest.p.parameters() and float(rest.p.value) == 2
     ):
         return None
-    parts = terms(rest.args[0])
-    moving, still = ([t for t in parts if bool(t.variables()) == which] for which in (True, False))
-    if not still or any(t.parameters() or t.shape != parts[0].shape for t in moving) or not rest.args[0].is_affine():
+    if (parted := _parted(rest.args[0])) is None:
         return None
-    f, b = sum(moving[1:], moving[0]), sum(still[1:], still[0])
+    f, b = parted
     if whole:
         times = replace(times, factor=times.factor / rest.args[1])
         cross = cp.sum(cp.multiply(2 * times.factor * b, f))
         return times(cp.sum_squares(f)) + cross + cp.multiply(times.factor, cp.sum_squares(b))
     cross = cp.multiply(cp.multiply(2 * times.factor, b), f)
     return times(cp.square(f)) + cross + cp.multiply(times.factor, cp.square(b))
+
+
+def _form(e: cp.Expression) -> cp.Expression:
+    """A quadratic form (f + b)' P (f + b): a sum of squares |M' (f + b)|^2 where P = M M' has no parameters, else multiplied out."""
+    inside, P = e.args
+    if not P.parameters():
+        if not (P.is_psd() or P.is_nsd()):
+            return e
+        scale, plus, minus = decomp_quad(P.value)
+        factor, sign = (plus, scale) if P.is_psd() else (minus, -scale)
+        return sign * cp.sum_squares(factor.T @ inside) if factor.shape[1] else cp.Constant(0.0)
+    if (parted := _parted(inside)) is None:
+        return e
+    f, b = parted
+    return cp.quad_form(f, P) + cp.sum(cp.multiply(2 * (P @ b), f)) + cp.quad_form(b, P)
+
+
+def _parted(e: cp.Expression) -> tuple[cp.Expression, cp.Expression] | None:
+    """An affine expression as a part that has no parameters and one that has no variables; None where that cannot be."""
+    parts = terms(e)
+    moving, still = ([t for t in parts if bool(t.variables()) == which] for which in (True, False))
+    if not still or any(t.parameters() or t.shape != parts[0].shape for t in moving) or not e.is_affine():
+        return None
+    return sum(moving[1:], moving[0]), sum(still[1:], still[0])
 
 
 def _scalar(e: cp.Expression) -> cp.Expression:

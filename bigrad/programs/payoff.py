@@ -247,21 +247,24 @@ def _key(e: Any) -> Any:
 
 
 def _free_of(e: Any, follower: Sequence[cp.Variable]) -> bool:
-    """Whether a polynomial does not depend on the follower's variables: its values at random points do not."""
+    """Whether a polynomial does not depend on the follower's variables: its values at random points, all of them numbers, do not."""
     rng = np.random.default_rng(0)
     leaves = [*e.variables(), *e.parameters()]
     for _ in range(4):
         held: dict[Any, np.ndarray] = {leaf: _random(leaf, rng) for leaf in leaves}
         values = []
         for _ in range(2):
-            with Holding(held | {v: _random(v, rng) for v in follower if any(v is leaf for leaf in leaves)}):
+            point = held | {v: _random(v, rng) for v in follower if any(v is leaf for leaf in leaves)}
+            with Holding(point), np.errstate(all="ignore"):
                 values.append(float(np.squeeze(e.value)))
-        if abs(values[0] - values[1]) > SAME * (1 + abs(values[0]) + abs(values[1])):
+        if not np.isfinite(values).all() or abs(values[0] - values[1]) > SAME * (1 + abs(values[0]) + abs(values[1])):
             return False
     return True
 
 
 def _random(leaf: Any, rng: np.random.Generator) -> np.ndarray:
+    """A value of a leaf's own sign and symmetry."""
     value = rng.standard_normal(leaf.shape)
+    value = abs(value) if leaf.is_nonneg() else -abs(value) if leaf.is_nonpos() else value
     square = any(leaf.attributes[kind] for kind in ("PSD", "NSD", "symmetric"))
     return (value + value.T) / 2 if square else np.asarray(value)

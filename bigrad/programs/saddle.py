@@ -30,6 +30,7 @@ from bigrad.program import Program, Solver, Unknown
 from bigrad.programs import cvxpy as levels
 from bigrad.programs import single
 from bigrad.programs.convex import Block, Convex
+from bigrad.programs.data import gathered
 from bigrad.programs.expressions import terms
 from bigrad.programs.payoff import NO_SUM, NoGameError, Payoff, split
 from bigrad.programs.projection import Cones, svec_matrix
@@ -167,7 +168,7 @@ def _reload(above: tuple[Any, Any], below: list[tuple[Any, Any]], responds: list
 def _game(upper: cp.Problem, lower: cp.Problem, roles: Roles, default: Solver) -> Game:
     ours = {v.id for v in roles.follower}
     F, G = (
-        p.objective.expr if isinstance(p.objective, sense) else -p.objective.expr
+        gathered(p.objective.expr if isinstance(p.objective, sense) else -p.objective.expr)
         for p, sense in ((upper, cp.Minimize), (lower, cp.Maximize))
     )
     payoff = split(F, G, roles.follower)
@@ -178,13 +179,14 @@ def _game(upper: cp.Problem, lower: cp.Problem, roles: Roles, default: Solver) -
             if any(answers) and (name == "upper" or not all(answers)):
                 raise NoGameError(f"the {name} constraint {c} couples the players")
             (below if any(answers) else above).append(c)
-    answer = cp.Problem(cp.Maximize(sum(payoff.gain) if payoff.gain else _nothing(roles.follower)), below)
+    rows = [_gathered(c) for c in below]
+    answer = cp.Problem(cp.Maximize(sum(payoff.gain) if payoff.gain else _nothing(roles.follower)), rows)
     missing = [v for v in payoff.follower if v.id not in {u.id for u in answer.variables()}]
     if missing:
-        answer = cp.Problem(cp.Maximize(answer.objective.expr + _nothing(missing)), below)
+        answer = cp.Problem(cp.Maximize(answer.objective.expr + _nothing(missing)), rows)
     if not answer.is_dpp(quad_form_dpp="qp"):
         raise NoGameError("the follower's problem is not concave and affine in the parameters by CVXPY's rules")
-    problem, balance, lam, form = _dualised(answer, payoff, above, roles)
+    problem, balance, lam, form = _dualised(answer, payoff, [_gathered(c) for c in above], roles)
     if not problem.is_dpp(quad_form_dpp="qp"):
         raise NoGameError("the leader's problem is not convex and affine in the parameters by CVXPY's rules")
     one = single.declare(problem, default, roles.parameters)
@@ -198,9 +200,9 @@ def _game(upper: cp.Problem, lower: cp.Problem, roles: Roles, default: Solver) -
         *(Unknown(v, v.name(), v.shape, False, sp.csr_array(form.read[v.id] @ w)) for v in roles.follower),
     ]
     prices = [
-        Unknown(d, f"dual variable {d.name()}", d.shape, False, sp.csr_array(form.read[d.id] @ w))
-        for c in below[len(payoff.below) :]
-        for d in c.dual_variables
+        Unknown(d, f"dual variable {d.name()}", d.shape, False, sp.csr_array(form.read[own.id] @ w))
+        for c, row in list(zip(below, rows, strict=True))[len(payoff.below) :]
+        for d, own in zip(c.dual_variables, row.dual_variables, strict=True)
     ]
     one = replace(
         one, unknowns=tuple(unknowns), duals=tuple(prices), source=_Leader(upper, above[len(payoff.above) :], roles)
@@ -211,6 +213,11 @@ def _game(upper: cp.Problem, lower: cp.Problem, roles: Roles, default: Solver) -
     )
     own = np.unique(np.concatenate([sp.coo_array(form.read[v.id]).col for v in roles.follower]))
     return Game(one, form, own, sets, roles.parameters)
+
+
+def _gathered(constraint: cp.Constraint) -> cp.Constraint:
+    args = [gathered(arg) for arg in constraint.args]
+    return constraint.copy(args) if any(a is not b for a, b in zip(args, constraint.args, strict=True)) else constraint
 
 
 def _dualised(

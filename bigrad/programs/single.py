@@ -71,7 +71,9 @@ def declare(problem: cp.Problem, default: Solver, parameters: Sequence[cp.Parame
     sign = 1.0 if isinstance(problem.objective, cp.Minimize) else -1.0
     extract = Extraction(roles.parameters, {})
     goal, rows = extract(problem.objective.expr), [extract(c) for c in problem.constraints]
-    stated = cp.Problem(type(problem.objective)(goal), rows) if extract.further else problem
+    given = (problem.objective.expr, *problem.constraints)
+    changed = any(new is not old for new, old in zip((goal, *rows), given, strict=True))
+    stated = cp.Problem(type(problem.objective)(goal), rows) if changed else problem
     objective = (goal if sign > 0 else -goal).tree_copy(plain)
     above = [c.tree_copy(plain) for c in rows] + declared_shape(roles.leader, bare)
     above += [extract(c) for c in declared_bounds(roles.leader, bare)]

@@ -26,7 +26,7 @@ from bigrad.program import Program
 from bigrad.quadratic import Data, Maps, Sizes, stack
 from bigrad.solution import Outcome, Point, Status
 from bigrad.solvers.active import near_zero
-from bigrad.solvers.base import AbstractSolver, batch_size, whole_numbers
+from bigrad.solvers.base import AbstractSolver, batch_size, check_settings, whole_numbers
 from bigrad.solvers.convex import EQUALITY, INFINITY, SETTINGS
 from bigrad.solvers.pieces import Pieces
 from bigrad.solvers.separable import Separable
@@ -44,6 +44,9 @@ class ActiveSet(AbstractSolver):
     """
 
     time_limit: float | None = None
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
     def accepts(self, program: Program) -> str | None:
         """Refuses programs of two levels and those that are not convex quadratic."""

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from numbers import Integral
 from typing import ClassVar
 
 from bigrad.affine import Array
 from bigrad.program import Program
-from bigrad.solution import Outcome, Point
+from bigrad.solution import InputError, Outcome, Point
 
 EXACT = 1e-6
 """A residual or violation above this makes an answer inexact."""
@@ -44,6 +45,21 @@ class AbstractSolver(ABC):
     @abstractmethod
     def choose(self, program: Program) -> tuple[AbstractSolver, str]:
         """The solver that would do the work for this program, and a sentence that says why."""
+
+
+def check_settings(solver: AbstractSolver, **least: int) -> None:
+    """Refuse settings that mean nothing: those named are whole numbers of at least this, `time_limit` is None or not negative.
+
+    Raises InputError, with the setting and what it may be.
+    """
+    kind = type(solver).__name__
+    for name, low in least.items():
+        value = getattr(solver, name)
+        if not isinstance(value, Integral) or value < low:
+            raise InputError(f"{kind}({name}={value!r}): give a whole number of at least {low}.")
+    limit = getattr(solver, "time_limit", None)
+    if limit is not None and not (isinstance(limit, int | float) and limit >= 0):
+        raise InputError(f"{kind}(time_limit={limit!r}): give seconds, zero or more, or None.")
 
 
 def whole_numbers(solver: str, program: Program) -> str | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from bigrad.programs.smooth import Smooth
 from bigrad.quadratic import Data, Maps, Sizes
 from bigrad.solution import InputError, Outcome, Point, Status
 from bigrad.solvers import sos
-from bigrad.solvers.base import AbstractSolver, batch_size
+from bigrad.solvers.base import AbstractSolver, batch_size, check_settings
 from bigrad.solvers.diagnose import diagnose
 from bigrad.solvers.integers import Held
 from bigrad.solvers.nonlinear import POLISH, Nonlinear
@@ -70,10 +71,10 @@ class Global(AbstractSolver):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.gap >= LEAST_GAP or not np.isfinite(self.gap):
-            raise InputError(f"Global(gap={self.gap}): give a finite gap of at least {LEAST_GAP:g}.")
-        if self.time_limit is not None and not self.time_limit > 0:
-            raise InputError(f"Global(time_limit={self.time_limit}): give seconds above zero, or None.")
+        check_settings(self, starts=1, seed=0)
+        gap: Any = self.gap
+        if not isinstance(gap, int | float) or not LEAST_GAP <= gap < np.inf:
+            raise InputError(f"Global(gap={gap!r}): give a finite gap of at least {LEAST_GAP:g}.")
 
     def accepts(self, program: Program) -> str | None:
         """Refuses, by name, what SCIP cannot be given."""
@@ -190,7 +191,7 @@ class _Item:
         return held.restore(self.descended(held.data, held.sizes, rest, seconds))
 
     def descended(self, data: Data, sizes: Sizes, at: Point | None, seconds: float) -> Verdict:
-        starts, seed = self.solver.starts, self.solver.seed
+        starts, seed, seconds = self.solver.starts, self.solver.seed, max(seconds, 0.0)
         if not sos.convex(data.Q):
             relaxation = Relaxation(starts=starts, time_limit=seconds, seed=seed)
             return relaxation.item(QuadraticSystem(data, sizes, self.own), at)

@@ -23,7 +23,7 @@ from bigrad.programs.convex import Convex
 from bigrad.programs.newton import Conic
 from bigrad.solution import Outcome, Point, Status
 from bigrad.solvers.attain import firm, runs_away, still
-from bigrad.solvers.base import EXACT, PROVEN, AbstractSolver, batch_size
+from bigrad.solvers.base import EXACT, PROVEN, AbstractSolver, batch_size, check_settings
 
 PRECISE = {"tol_gap_abs": 1e-10, "tol_gap_rel": 1e-10, "tol_feas": 1e-10}
 FEASIBLE = 1e-5
@@ -67,6 +67,9 @@ class Interior(AbstractSolver):
 
     max_iterations: int = 200
     time_limit: float | None = None
+
+    def __post_init__(self) -> None:
+        check_settings(self, max_iterations=1)
 
     def accepts(self, program: Program) -> str | None:
         """Refuses programs without the cone form."""

@@ -20,7 +20,7 @@ from bigrad.quadratic import Data, Sizes, kkt, stack, value
 from bigrad.solution import Outcome, Point, Status
 from bigrad.solvers.active import TOUCH
 from bigrad.solvers.active_set import SURE, ActiveSet
-from bigrad.solvers.base import AbstractSolver, batch_size
+from bigrad.solvers.base import AbstractSolver, batch_size, check_settings
 from bigrad.solvers.primal_dual import interior
 from bigrad.solvers.primal_dual import top as _top
 
@@ -39,6 +39,9 @@ class Mehrotra(AbstractSolver):
 
     iterations: int = 60
     on_device: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_settings(self, iterations=1)
 
     def accepts(self, program: Program) -> str | None:
         """Refuses what ActiveSet does."""

@@ -125,7 +125,7 @@ class Nonlinear:
 
     def local(self, at: Point | None, seconds: float) -> Verdict:
         """A local optimum from a point, integers held where it has them, else of a search from scratch."""
-        search = Relaxation(starts=self.search.starts, seed=self.search.seed, time_limit=seconds)
+        search = Relaxation(starts=self.search.starts, seed=self.search.seed, time_limit=max(seconds, 0.0))
         if not len(self.integer):
             return search.item(self.system, at)
         if at is None:

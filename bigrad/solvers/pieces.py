@@ -20,7 +20,7 @@ from bigrad.parallel import single_blas, thread_map
 from bigrad.program import Program
 from bigrad.quadratic import Data, Sizes, apart
 from bigrad.solution import Outcome, Point
-from bigrad.solvers.base import AbstractSolver, batch_size, whole_numbers
+from bigrad.solvers.base import AbstractSolver, batch_size, check_settings, whole_numbers
 from bigrad.solvers.branch import branch
 from bigrad.solvers.scaling import Scaling
 from bigrad.solvers.search import Search
@@ -55,6 +55,9 @@ class Pieces(AbstractSolver):
     max_iterations: int = 200
     time_limit: float | None = None
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_settings(self, starts=1, nodes=0, exhaustive=0, max_iterations=0, seed=0)
 
     def accepts(self, program: Program) -> str | None:
         """Refuses programs that are not quadratic, whose upper level is not convex, or with integers."""

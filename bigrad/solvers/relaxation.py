@@ -21,7 +21,7 @@ from bigrad.quadratic import Data, Sizes
 from bigrad.solution import Outcome, Point, Status
 from bigrad.solvers import uno
 from bigrad.solvers.active import TOUCH, asking
-from bigrad.solvers.base import AbstractSolver, batch_size, whole_numbers
+from bigrad.solvers.base import AbstractSolver, batch_size, check_settings, whole_numbers
 from bigrad.solvers.branch import branch
 from bigrad.solvers.scaling import Scaling
 from bigrad.solvers.search import Search
@@ -63,6 +63,9 @@ class Relaxation(AbstractSolver):
     max_iterations: int = 300
     time_limit: float | None = None
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_settings(self, starts=1, max_iterations=0, seed=0)
 
     def accepts(self, program: Program) -> str | None:
         """Refuses integers, programs too large for dense matrices, and a convex one of one level that needs cones: Interior

@@ -195,13 +195,12 @@ class Separable:
             below, above = np.where(off > 0, mu, below), np.where(off < 0, mu, above)
             slope = (self.a**2 / self.q * moves).sum(-1)
             with np.errstate(divide="ignore", invalid="ignore"):
-                after = mu + off / slope
+                after, middle = mu + off / slope, (below + above) / 2
             stuck = (slope == 0) & ~met
             if stuck.any():
                 if turns is None:
                     turns = self._turns(start, jump, kink, low, high)
                 after = np.where(stuck, _beyond(turns, mu, off > 0), after)
-            middle = (below + above) / 2
             outside = ~((after > below) & (after < above)) & np.isfinite(middle)
             after = np.where(outside, middle, after)
             after = np.maximum(after, 0.0) if self.soft else after

@@ -16,7 +16,7 @@ from bigrad.program import Program
 from bigrad.programs.smooth import Smooth
 from bigrad.programs.system import System
 from bigrad.solution import Outcome, Point, Status
-from bigrad.solvers.base import AbstractSolver, batch_size, whole_numbers
+from bigrad.solvers.base import AbstractSolver, batch_size, check_settings, whole_numbers
 from bigrad.solvers.model import Frame
 from bigrad.solvers.sequence import Sequence
 from bigrad.solvers.settle import conclude
@@ -40,6 +40,9 @@ class Sparse(AbstractSolver):
     max_iterations: int = 50
     time_limit: float | None = None
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_settings(self, starts=1, max_iterations=1, seed=0)
 
     def accepts(self, program: Program) -> str | None:
         """Refuses integers, cones, games and prices, and small programs whose dense form has other unknowns than the sparse one."""

@@ -21,7 +21,7 @@ from bigrad.parallel import only_one, single_blas
 from bigrad.processes import Lost, processes, run
 from bigrad.program import Program
 from bigrad.solution import BigradError, InputError, Outcome, Point, Status
-from bigrad.solvers.base import AbstractSolver, batch_size
+from bigrad.solvers.base import AbstractSolver, batch_size, check_settings
 
 ROUNDS = 4
 """Chunks for each process: enough that none waits long for the last one."""
@@ -54,8 +54,13 @@ class Spread(AbstractSolver):
     def __post_init__(self) -> None:
         if self.chunk is not None and self.chunk < 1:
             raise InputError(f"Spread(chunk={self.chunk}): give at least one item, or None.")
-        if self.time_limit is not None and not self.time_limit > 0:
-            raise InputError(f"Spread(time_limit={self.time_limit}): give seconds above zero, or None.")
+        check_settings(self)
+        if self.n_jobs == 0:
+            raise InputError("Spread(n_jobs=0): give the number of processes, or -1 for one a processor.")
+        if self.solver is not None and (isinstance(self.solver, type) or not hasattr(self.solver, "accepts")):
+            raise InputError(
+                f"Spread(solver={self.solver!r:.80}): give a solver object, such as bigrad.Pieces(), or leave it out."
+            )
         if isinstance(self.solver, Spread):
             raise InputError("Spread(solver=Spread(…)): a batch is spread once; give the solver that does the work.")
 
