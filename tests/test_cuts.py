@@ -213,6 +213,22 @@ def test_what_the_follower_pays_for_the_leaders_decision_alone_does_not_mislead_
     agree(nested, found, -1.0)
 
 
+def test_a_point_may_be_offered_where_scip_has_fixed_a_product_next_to_its_value():
+    """SCIP fixes x0 y0 at -1e-9, and takes no other number for it, not even 0."""
+    nested = Nested(
+        2,
+        2,
+        np.array([-1.0, -1.0, 0.0, 0.0]),
+        np.array([2.0, 1.0, 2.0, 1.0]),
+        np.ones(4, bool),
+        no_rows(4),
+        rows([[0, 2, 2, 0], [2, 2, 3, 0], [-3, 0, 0, 0]], [-FREE] * 3, [4, 1, -3]),
+        objective([4, 0, 1, 3], np.zeros((2, 2))),
+        objective([3, 3, 1, -3], [[-2, 1], [-2, -1]]),
+    )
+    agree(nested, search(nested), brute(nested))
+
+
 def test_a_zero_coupling_is_a_tie_the_leader_breaks():
     """y = 0 and y = 1 cost the follower the same: the leader, who likes 1, gets it."""
     nested = Nested(
