@@ -431,6 +431,38 @@ def test_a_time_limit_is_honest():
         assert solution.stats.bound >= -best - 1e-9
 
 
+@fronts
+@pytest.mark.parametrize(
+    ("budget", "least", "status"), [(1, 1, "GLOBAL"), (1, 4, "INFEASIBLE_LOWER"), (-1, 1, "INFEASIBLE_UPPER")]
+)
+def test_booleans_against_a_model_count_what_they_cost_the_follower(front, budget, least, status):
+    """min over y of y0 + y1 + 2 x0 + x1, where y0 + y1 >= least: the leader takes x0; y is 0 or 1."""
+    leader, follower = front.model(), front.model()
+    x, seen = front.variables(leader, 2, 0, 1, "x"), front.variables(follower, 2, 0, 1, "x")
+    y = front.variables(follower, 2, 0, 1, "y")
+    front.row(leader, x[0] + x[1], -5, budget)
+    front.row(follower, y[0] + y[1], least, 5)
+    follower.minimize(y[0] + y[1] + 2 * seen[0] + seen[1])
+    solution = bg.bilevel(leader, follower, link=dict(zip(x, seen, strict=True)), responds=y).solve()
+    assert solution.status is Status[status]
+    if solution.status.ok:
+        assert solution.value == 3
+        assert solution[x].tolist() == [1, 0]
+
+
+@fronts
+def test_a_constant_objective_is_one(front):
+    """A leader that says maximise is no opponent, even if there is nothing to maximise."""
+    leader, follower = front.model(), front.model()
+    (x,), (seen, y) = front.variables(leader, 1, 0, 2, "x"), front.variables(follower, 2, 0, 2, "y")
+    front.row(follower, y + seen, 2, 4)
+    follower.minimize(y)
+    leader.maximize(3 + 0 * x)
+    program = bg.bilevel(leader, follower, link={x: seen}, responds=[y])
+    assert "against" not in program.explain()
+    assert program.solve().value == 3
+
+
 def test_programs_explain_themselves():
     program, _, _ = interdiction(CpSat)
     said = bg.Layer(program).explain()

@@ -15,7 +15,7 @@ import numpy as np
 
 from bigrad.combinatorial import Combinatorial
 from bigrad.exact import reasoned
-from bigrad.exact.against import against, hits, refused
+from bigrad.exact.against import Unanswered, against, hits, refused
 from bigrad.exact.answers import Pool
 from bigrad.exact.found import Found, gathered
 from bigrad.exact.hitting import Known
@@ -91,10 +91,12 @@ class Cuts(AbstractSolver):
         return found
 
     def _against(self, form: Combinatorial, theta: list[np.ndarray], batch: int) -> list[Found]:
-        """A leader against an oracle. Costs that the oracle refuses fail their own item only."""
+        """A leader against an oracle, or a model that is asked like one. Costs that the oracle refuses fail their own item only."""
         start, known = time.perf_counter(), form.memory.setdefault("known", Known()) if self.remember else Known()
         try:
             found = against(form, theta, batch, known, self.gap, self.time_limit)
+        except Unanswered:
+            return self._two_levels(form, theta, batch)
         except InputError as error:
             if batch == 1:
                 return [Found(Status.INVALID_INPUT, None, cause=str(error))]
