@@ -19,7 +19,10 @@ def refused(form: Combinatorial) -> str | None:
     if not form.opposed:
         return "Cuts() needs a leader that stands against an oracle: give its model no objective of its own."
     if not _budgeted(form):
-        return "Cuts() needs, against an oracle, booleans of the leader's under at most one constraint, weight'x <= budget with weights > 0 and budget >= 0."
+        return (
+            "Cuts() needs, against an oracle, booleans of the leader's under one constraint at most: weight'x <= budget, weights > 0, "
+            "budget >= 0."
+        )
     return None
 
 
