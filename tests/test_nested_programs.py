@@ -451,6 +451,16 @@ def test_booleans_against_a_model_count_what_they_cost_the_follower(front, budge
 
 
 @fronts
+def test_a_row_without_variables_that_cannot_hold_is_infeasible(front):
+    leader, follower = front.model(), front.model()
+    (x,), (seen, y) = front.variables(leader, 1, 0, 1, "x"), front.variables(follower, 2, 0, 1, "y")
+    front.row(follower, 0 * y, 1, 2)
+    follower.maximize(y)
+    assert bg.argmin(follower).solve().status is Status.INFEASIBLE_UPPER
+    assert bg.bilevel(leader, follower, link={x: seen}, responds=[y]).solve().status is Status.INFEASIBLE_LOWER
+
+
+@fronts
 def test_a_constant_objective_is_one(front):
     """A leader that says maximise is no opponent, even if there is nothing to maximise."""
     leader, follower = front.model(), front.model()
