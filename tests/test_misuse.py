@@ -95,6 +95,23 @@ def test_a_function_without_a_return_is_told_so():
         bg.Identity()(lambda c: None)(torch.ones(3))
 
 
+@pytest.mark.parametrize(
+    "answer", ["abc", {"a": 1}, [[1], [2, 3]], np.ones(3) * 1j, np.array([None, 1, 2]), np.zeros((1, 3)), []]
+)
+@pytest.mark.parametrize("make", [lambda f: f, bg.Given])
+def test_an_answer_that_is_no_decision_is_refused(make, answer):
+    with pytest.raises(bg.InputError, match="returned"):
+        bg.Interpolate()(make(lambda c: answer))(torch.ones(3))
+
+
+@pytest.mark.parametrize("rule", [bg.Interpolate(), bg.Identity(), bg.IMLE(), bg.Regularised()])
+@pytest.mark.parametrize("answer", [1.0, [1.0, 0.0]])
+def test_costs_must_multiply_what_is_decided(rule, answer):
+    """Told on the way forward, not by numpy on the way back."""
+    with pytest.raises(bg.InputError, match="features of its decisions have shape"):
+        rule(lambda c: answer)(torch.ones(3))
+
+
 @pytest.mark.filterwarnings("error")
 def test_a_function_may_return_a_tensor():
     decide = bg.Perturbed(sigma=0.1, samples=4)(lambda c: torch.tensor(c, requires_grad=True).clamp(max=0.0))
