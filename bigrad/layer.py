@@ -19,7 +19,7 @@ from torch.autograd.forward_ad import unpack_dual
 from bigrad.affine import flatten
 from bigrad.auto import Auto
 from bigrad.failure import failure
-from bigrad.gradients.base import AbstractGradient, attach, attach_pull
+from bigrad.gradients.base import AbstractGradient, attach, attach_pull, eager
 from bigrad.gradients.estimator import AbstractEstimator
 from bigrad.gradients.implicit import Implicit
 from bigrad.gradients.interpolate import Interpolate
@@ -117,6 +117,7 @@ class Layer(nn.Module):
             )
         return torch.as_tensor(np.asarray(i.value, dtype=float))
 
+    @eager
     def forward(self, *values: Any, warm_start: Any = None) -> Any:
         """Solve at these parameter values; one tensor per variable, in a tuple.
 
@@ -179,7 +180,7 @@ class Layer(nn.Module):
             warnings.warn(
                 f"{why} has what was reached; see bigrad.Descent.",
                 SolveWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
         assert bound.bound is not None
         assert not isinstance(self.rule, Joint)

@@ -6,6 +6,7 @@ import torch
 from ortools.sat.python import cp_model
 
 import bigrad as bg
+from bigrad.gradients.levels import Levels
 from bigrad.losses import FenchelYoung, Regret, SPOPlus
 
 START = torch.zeros(3, dtype=torch.float64)
@@ -88,6 +89,13 @@ def test_rules_take_the_oracle_before_the_costs():
     for given in (bg.TopK(3, 1), np.argmin):
         with pytest.raises(bg.InputError, match=r"Perturbed\(sigma=0.5\)\(oracle\)\(costs\)"):
             bg.Perturbed(given)
+
+
+@pytest.mark.parametrize("wrap", [bg.Joint, Levels])
+@pytest.mark.parametrize("rule", [bg.Implicit(), bg.Interpolate, "Interpolate"])
+def test_levels_are_estimated_by_estimators(wrap, rule):
+    with pytest.raises(bg.InputError, match="give an estimator"):
+        wrap(rule)
 
 
 def test_a_function_without_a_return_is_told_so():

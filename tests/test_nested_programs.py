@@ -450,6 +450,17 @@ def test_booleans_against_a_model_count_what_they_cost_the_follower(front, budge
         assert solution[x].tolist() == [1, 0]
 
 
+@pytest.mark.parametrize("size", [1e20, -1e300])
+def test_costs_beyond_any_solver_fail_their_item_alone(size):
+    program, x, _ = interdiction(MathOpt, budget=6)
+    w = np.ones((2, len(x)))
+    w[1, 0] = size
+    fine, huge = bg.Layer(program, parameters=["w"]).solve(torch.tensor(w))
+    assert fine.status is Status.GLOBAL
+    assert huge.status is Status.FAILED
+    assert "infinite" in huge.stats.cause
+
+
 @fronts
 def test_a_row_without_variables_that_cannot_hold_is_infeasible(front):
     leader, follower = front.model(), front.model()

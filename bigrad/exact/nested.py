@@ -191,9 +191,9 @@ def _checked(
 ) -> Ended:
     """The claim, if two other solves of the follower and all rows bear it out; else FAILED."""
     x, y = found.x, found.y
-    assert x is not None
-    assert y is not None
     failed = replace(found, status=Status.FAILED, x=None, y=None, value=np.nan, bound=-np.inf)
+    if x is None or y is None:
+        return replace(failed, cause="HiGHS broke down on the follower at the decision found")
     rows = joined([nested.leader_rows, nested.follower_rows])
     z = np.concatenate([x, y])
     at = rows.matrix @ z

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from bigrad.gradients.base import AbstractGradient, attach_pull
+from bigrad.gradients.base import AbstractGradient, attach_pull, eager
 from bigrad.oracle import Oracle
 from bigrad.oracles.domain import numbers
 from bigrad.program import Program
@@ -75,6 +75,14 @@ class AbstractEstimator(AbstractGradient):
         raise CapabilityError(f"{self} differentiates oracles, not programs: call rule(oracle)(costs).")
 
 
+def check_estimator(who: str, rule: Any) -> None:
+    """InputError unless `rule` is an estimator."""
+    if not isinstance(rule, AbstractEstimator):
+        raise InputError(
+            f"{who}({rule!r:.80}): give an estimator, Interpolate(), Identity(), Perturbed(…), IMLE(…), Score(…) or Regularised(…)."
+        )
+
+
 @dataclass(frozen=True)
 class Differentiable:
     """An oracle under a rule: costs, (n,) or (batch, n), to values, (m,) or (batch, m).
@@ -89,6 +97,7 @@ class Differentiable:
     oracle: Oracle | Function
     maximise: bool = False
 
+    @eager
     def __call__(self, costs: Tensor, *given: Any) -> Tensor:
         """The values at these costs."""
         batched, rows = items(costs)
