@@ -583,6 +583,34 @@ def test_an_indefinite_hessian_is_said_by_cg_and_solved_by_minres_and_gmres():
         torch.testing.assert_close(pulled(linear), truth)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE], ids=str)
+@pytest.mark.parametrize("seed", range(12))
+def test_minres_has_the_least_residual_where_the_matrix_is_singular(seed, dtype):
+    """It used to return 1e15 with a reported residual of order one."""
+    rng = np.random.default_rng(seed)
+    n, rank = 4 + 3 * seed, 2 + 2 * seed
+    spectrum = np.r_[rng.uniform(0.3, 3, rank) * rng.choice([1, -1], rank), np.zeros(n - rank)]
+    basis = np.linalg.qr(rng.normal(size=(n, n)))[0]
+    A, b = (basis * spectrum) @ basis.T, rng.normal(size=n)
+    matrix = torch.tensor(A, dtype=dtype)
+    found = bg.MINRES().solve(lambda v: matrix @ v, torch.tensor(b, dtype=dtype))
+    least = b - A @ np.linalg.pinv(A, rcond=1e-9) @ b
+    residual = b - A @ found.x.double().numpy()
+    np.testing.assert_allclose(residual, least, atol=1e-6 if dtype is DOUBLE else 1e-2)
+    assert found.residual == pytest.approx(np.linalg.norm(residual), rel=1e-2)
+    assert "flat" in found.cause
+
+
+def test_what_the_inner_loss_leaves_open_does_not_spoil_the_rest_of_a_gradient():
+    """y = (x, anything, anything): the loss depends on all, and only the first moves."""
+    layer = bg.Layer(bg.argmin(lambda x, y: (y[0] - x) ** 2, ZERO))
+    x = torch.tensor(0.5, dtype=DOUBLE, requires_grad=True)
+    with pytest.warns(bg.SolveWarning) as caught:
+        layer(x).sum().backward()
+    assert "flat" in str(caught[-1].message)
+    torch.testing.assert_close(x.grad, torch.ones((), dtype=DOUBLE))
+
+
 def test_linear_solvers_that_stop_short_say_so_and_report_the_residual():
     def reached(linear):
         memory, x = bg.Memory().at([0]), LOG_REG.clone().requires_grad_()
