@@ -122,8 +122,9 @@ class Inner:
             parts = [f[place].view(shape) for f in flats]
             unheld = parts[-1] if free is None else free(parts[-1])
             part = unheld if within is None else act(within, *parts)
-            if part.shape != shape:
-                raise InputError(f"The projection {within} returned shape {tuple(part.shape)} for {tuple(shape)}.")
+            if not isinstance(part, Tensor) or part.shape != shape:
+                got = f"shape {tuple(part.shape)}" if isinstance(part, Tensor) else f"{part!r:.60}"
+                raise InputError(f"The projection {within} returned {got}; needed is a tensor of shape {tuple(shape)}.")
             found.append(part.reshape(-1))
         return torch.cat(found)
 

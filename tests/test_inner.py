@@ -564,6 +564,23 @@ def test_no_convergence_is_a_status_with_the_residual_reached():
     assert failing(lambda x, y: (x * y).sum(), solver=unbounded)[0] is bg.Status.ITERATION_LIMIT
 
 
+@pytest.mark.filterwarnings("ignore::bigrad.SolveWarning")
+def test_a_search_that_ends_at_a_cliff_keeps_what_it_gained():
+    """NaN below 0.5: it used to stay at the start, and to call that settled after no step at all."""
+    layer = bg.Layer(bg.argmin(lambda x, y: (y**2).sum() + 0 * (y - 0.5).log().sum(), ONE))
+    solution = layer.solve(ONE)[0]
+    assert solution.status is bg.Status.INEXACT
+    np.testing.assert_allclose(solution["y"], 0.5, atol=1e-6)
+
+
+@torch.inference_mode()
+def test_a_program_may_be_declared_where_nothing_is_tracked():
+    x = torch.ones(3, dtype=DOUBLE)
+    torch.testing.assert_close(
+        bg.Layer(bg.argmin(lambda x, y: ((y - x) ** 2).sum(), torch.zeros(3, dtype=DOUBLE)))(x), x
+    )
+
+
 def saddle(x, y):
     """Stationary at zero, where its Hessian is indefinite."""
     return (x * y**2 * torch.tensor([1.0, -1.0, 2.0])).sum() + (y**4).sum() + 0 * x.sum()
@@ -680,6 +697,10 @@ def test_a_loss_without_second_derivatives_says_so_and_has_rules_that_do_without
         (lambda: bg.argmin(ridge, {"a": ZERO}, within={"b": bg.Box()}), bg.DeclarationError, "not in responds"),
         (lambda: bg.argmin(ridge, ZERO, within=3), bg.DeclarationError, "Box"),
         (lambda: bg.Box(1.0, 0.0), bg.DeclarationError, "above"),
+        (lambda: bg.Box(0.0, math.nan), bg.DeclarationError, "NaN"),
+        (lambda: bg.argmin(ridge, ZERO, within=bg.Box(0.0, torch.ones(2))), bg.DeclarationError, "broadcast"),
+        (lambda: bg.Layer(bg.argmin(ridge, ZERO, within=lambda y: None))(ONE), bg.InputError, "returned None"),
+        (lambda: bg.Layer(RIDGE, solver=bg.Spread(solver=bg.Descent())), bg.CapabilityError, "items of a batch"),
         (lambda: bg.Descent("sgd"), bg.InputError, "LBFGS"),
         (lambda: bg.Descent(bg.LBFGS), bg.InputError, "LBFGS"),
         (lambda: bg.Descent(tol=-1.0), bg.InputError, "tol"),

@@ -110,7 +110,7 @@ class Descent(AbstractSolver):
         if warm_start is not None and warm_start[0] is not None:
             start = start.new_tensor(warm_start[0].z) if isinstance(warm_start[0].z, np.ndarray) else warm_start[0].z
         if not bound.finite():
-            return _outcome(start, Status.INVALID_INPUT, np.inf, np.inf, 0, began, "An argument holds a NaN.", None)
+            return _outcome(start, Status.INVALID_INPUT, np.inf, np.inf, 0, began, "An argument holds a NaN or an infinity.", None)
         start = bound.inner.project(start)
         run = self._run(bound, start, None, None)
         status, cause = Status.LOCAL, ""
