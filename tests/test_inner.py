@@ -699,7 +699,7 @@ def test_a_loss_without_second_derivatives_says_so_and_has_rules_that_do_without
         (lambda: bg.Box(1.0, 0.0), bg.DeclarationError, "above"),
         (lambda: bg.Box(0.0, math.nan), bg.DeclarationError, "NaN"),
         (lambda: bg.argmin(ridge, ZERO, within=bg.Box(0.0, torch.ones(2))), bg.DeclarationError, "broadcast"),
-        (lambda: bg.Layer(bg.argmin(ridge, ZERO, within=lambda y: None))(ONE), bg.InputError, "returned None"),
+        (lambda: bg.Layer(bg.argmin(saddle, ZERO, within=lambda y: None))(ONE), bg.InputError, "returned None"),
         (lambda: bg.Layer(RIDGE, solver=bg.Spread(solver=bg.Descent())), bg.CapabilityError, "items of a batch"),
         (lambda: bg.Descent("sgd"), bg.InputError, "LBFGS"),
         (lambda: bg.Descent(bg.LBFGS), bg.InputError, "LBFGS"),
