@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -149,6 +149,7 @@ class Inner:
                     "The inner loss depends on tensors that require gradients but are not among its arguments, so their hypergradient "
                     "would be lost: pass them to the layer, layer(x, …), in dicts or lists if you like; detach those that are data."
                 )
+            bound = replace(bound, first=float(loss.detach()))
         return bound
 
 
@@ -163,12 +164,13 @@ class _Leaf:
 class Bound:
     """The lower level at the arguments of one call. leaves: the tensors among them that want gradients.
 
-    record: what the backward pass of this call reports; empty before it.
+    first: the loss at the declared start, where it is known. record: what the backward pass of this call reports; empty before it.
     """
 
     inner: Inner
     args: tuple[Tree, ...]
     leaves: tuple[Tensor, ...]
+    first: float | None = None
     record: dict[str, Any] = field(default_factory=dict)
 
     @property

@@ -573,6 +573,24 @@ def test_a_search_that_ends_at_a_cliff_keeps_what_it_gained():
     np.testing.assert_allclose(solution["y"], 0.5, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_loss_that_is_random_is_told_from_one_that_is_seeded():
+    def dropped(x, y):
+        return ((nn.functional.dropout(y + 1, 0.5) - x) ** 2).sum() + (y**2).sum()
+
+    def seeded(x, y):
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            return dropped(x, y)
+
+    torch.manual_seed(0)
+    x = torch.full((30,), 3.0, dtype=DOUBLE, requires_grad=True)
+    start = torch.zeros(30, dtype=DOUBLE)
+    with pytest.warns(bg.SolveWarning, match="inner loss is random"):
+        bg.Layer(bg.argmin(dropped, start), on_failure="nan")(x)
+    bg.Layer(bg.argmin(seeded, start))(x)
+
+
 @torch.inference_mode()
 def test_a_program_may_be_declared_where_nothing_is_tracked():
     x = torch.ones(3, dtype=DOUBLE)
