@@ -166,6 +166,8 @@ class Layer(nn.Module):
                 status[fine[lost]] = Status.NOT_FOUND
                 raise failure(replace(outcome, status=status), batched)
             fine = fine[~lost]  # again, without them: else their NaN would reach the gradients of all
+        if not len(fine):
+            w = attach_pull(_nothing, w, theta)
         return self._typed(w if batched else w[0], self._variables, values)
 
     def _minimised(self, values: Sequence[Any], warm_start: Any) -> Any:

@@ -461,6 +461,20 @@ def test_costs_beyond_any_solver_fail_their_item_alone(size):
     assert "infinite" in huge.stats.cause
 
 
+@pytest.mark.parametrize("rule", [bg.Interpolate(), bg.Joint(bg.Interpolate()), bg.Joint(bg.Perturbed(0.1, 4))])
+def test_a_batch_in_which_all_fail_has_gradients_of_zero(rule):
+    leader, follower = mathopt.Model(), mathopt.Model()
+    x, seen, y = leader.add_binary_variable(), follower.add_binary_variable(), follower.add_binary_variable()
+    follower.add_linear_constraint(y >= 2 + seen)
+    follower.minimize(y)
+    program = bg.bilevel(leader, follower, link={x: seen}, responds=[y], costs={"c": [y]})
+    c = torch.ones(2, 1, requires_grad=True)
+    found = bg.Layer(program, gradient=rule, on_failure="nan")(c)
+    assert all(t.isnan().all() for t in found)
+    sum(t.sum() for t in found).backward()
+    assert (c.grad == 0).all()
+
+
 @fronts
 def test_a_row_without_variables_that_cannot_hold_is_infeasible(front):
     leader, follower = front.model(), front.model()
