@@ -475,6 +475,16 @@ def test_a_batch_in_which_all_fail_has_gradients_of_zero(rule):
     assert (c.grad == 0).all()
 
 
+@pytest.mark.parametrize("where", ["cost", "bound", "row", "side"])
+def test_numbers_of_a_model_are_numbers(where):
+    model, nan = mathopt.Model(), float("nan")
+    x = model.add_variable(lb=nan if where == "bound" else 0, ub=1)
+    model.add_linear_constraint(lb=nan if where == "side" else -1, expr=(float("inf") if where == "row" else 1) * x)
+    model.minimize((nan if where == "cost" else 1) * x)
+    with pytest.raises(bg.DeclarationError, match="NaN"):
+        bg.argmin(model)
+
+
 @fronts
 def test_a_row_without_variables_that_cannot_hold_is_infeasible(front):
     leader, follower = front.model(), front.model()
