@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from bigrad.gradients.base import eager
 from bigrad.layer import Layer
 from bigrad.solution import InputError, Solution, SolveError
 
@@ -39,6 +40,7 @@ class Family(nn.Module):
         self.layers = nn.ModuleList(layers)
         self._ranks = [len(shape) for shape in first[0]]
 
+    @eager
     def forward(self, *values: Tensor, items: Sequence[int]) -> tuple[Tensor, ...]:
         """One tensor per variable, (items, *shape). values: as for a Layer, those with a batch dimension one row an item.
         items: (batch,), the index of each item's layer. Raises SolveError with the items' own indices."""

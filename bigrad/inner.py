@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -22,10 +22,6 @@ from bigrad.solution import InputError
 ONCE = (
     "The inner loss could not be differentiated twice: {why}. Take bigrad.Implicit(products=bigrad.Differences()) or "
     "bigrad.EqProp(…), which need first derivatives only."
-)
-LOST = (
-    "The inner loss depends on tensors that require gradients but are not among its arguments, so their hypergradient "
-    "would be lost: pass them to the layer, layer(x, …), in dicts or lists if you like; detach those that are data."
 )
 Tree = Any
 """Tensors in dicts, lists and tuples, or anything else, which is passed on as it is."""
@@ -126,8 +122,9 @@ class Inner:
             parts = [f[place].view(shape) for f in flats]
             unheld = parts[-1] if free is None else free(parts[-1])
             part = unheld if within is None else act(within, *parts)
-            if part.shape != shape:
-                raise InputError(f"The projection {within} returned shape {tuple(part.shape)} for {tuple(shape)}.")
+            if not isinstance(part, Tensor) or part.shape != shape:
+                got = f"shape {tuple(part.shape)}" if isinstance(part, Tensor) else f"{part!r:.60}"
+                raise InputError(f"The projection {within} returned {got}; needed is a tensor of shape {tuple(shape)}.")
             found.append(part.reshape(-1))
         return torch.cat(found)
 
@@ -143,7 +140,17 @@ class Inner:
             return len(leaves) - 1
 
         args = tuple(_map(v, lambda t: _Leaf(pick(t)), Tensor) for v in values)
-        return Bound(self, args, tuple(leaves), unseen=[None] if wanted else [])
+        bound = Bound(self, args, tuple(leaves))
+        if wanted:
+            with torch.enable_grad():
+                loss = bound.energy(self.start, bound.still)
+            if loss.requires_grad:
+                raise InputError(
+                    "The inner loss depends on tensors that require gradients but are not among its arguments, so their hypergradient "
+                    "would be lost: pass them to the layer, layer(x, …), in dicts or lists if you like; detach those that are data."
+                )
+            bound = replace(bound, first=float(loss.detach()))
+        return bound
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,15 +164,14 @@ class _Leaf:
 class Bound:
     """The lower level at the arguments of one call. leaves: the tensors among them that want gradients.
 
-    record: what the backward pass of this call reports; empty before it. unseen: empty once a loss has been searched for
-    tensors that want gradients too and are no arguments.
+    first: the loss at the declared start, where it is known. record: what the backward pass of this call reports; empty before it.
     """
 
     inner: Inner
     args: tuple[Tree, ...]
     leaves: tuple[Tensor, ...]
+    first: float | None = None
     record: dict[str, Any] = field(default_factory=dict)
-    unseen: list[None] = field(default_factory=list)
 
     @property
     def still(self) -> tuple[Tensor, ...]:
@@ -205,10 +211,6 @@ class Bound:
         """(g, its gradient in y), y in the graph; follow: in the graph themselves."""
         with _eager() if follow else nullcontext():
             loss = self.energy(y, leaves)
-        if self.unseen and not follow:
-            self.unseen.clear()
-            if any(getattr(node, "variable", y) is not y for node in _nodes(loss)):
-                raise InputError(LOST)
         slope = torch.autograd.grad(loss, y, create_graph=follow, allow_unused=True)[0] if loss.requires_grad else None
         if slope is None:
             raise InputError(
@@ -231,8 +233,15 @@ class Bound:
             raise InputError(ONCE.format(why=str(error)[:120])) from error
         if slope is None:
             return self.gradient(y, leaves, follow=True)[1]
-        if any(node.name() == "torch::autograd::Error" or "CompiledFunction" in node.name() for node in _nodes(slope)):
-            raise InputError(ONCE.format(why="a once_differentiable backward, or torch.compile"))
+        seen, ahead = set(), [slope.grad_fn]
+        while ahead:
+            node = ahead.pop()
+            if node is None or node in seen:
+                continue
+            if node.name() == "torch::autograd::Error" or "CompiledFunction" in node.name():
+                raise InputError(ONCE.format(why="a once_differentiable backward, or torch.compile"))
+            seen.add(node)
+            ahead.extend(before for before, _ in node.next_functions)
         return slope
 
     def slope(self, y: Tensor, push: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -260,18 +269,6 @@ def pulled(
         found = torch.autograd.grad(value, own, weight, retain_graph=keep, allow_unused=True)
     filled = iter([torch.zeros_like(t) if g is None else g for g, t in zip(found, own, strict=True)])
     return tuple(next(filled) if w else None for w in wanted)
-
-
-def _nodes(value: Tensor) -> set[Any]:
-    """The nodes of the graph that a value was made by."""
-    seen: set[Any] = set()
-    ahead = [value.grad_fn]
-    while ahead:
-        node = ahead.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            ahead.extend(before for before, _ in node.next_functions)
-    return seen
 
 
 def _eager() -> AbstractContextManager[Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from bigrad.solution import InputError, SolveError, Status
@@ -95,14 +95,17 @@ class CG(AbstractKrylov):
 
         goal, most = self._goal(b), self.steps or min(2 * len(b) + 10, MOST)
         x, r = b.new_zeros(b.shape), b.clone()
-        p, square, taken = r.clone(), float(r @ r), 0
-        least = max(goal, torch.finfo(b.dtype).eps ** 2 * square**0.5)  # below that no step changes x
+        p, square, taken, largest = r.clone(), float(r @ r), 0, 0.0
+        length = square  # |p|^2: r is orthogonal to the last p
+        eps = torch.finfo(b.dtype).eps
+        least = max(goal, eps**2 * square**0.5)  # below that no step changes x
         while taken < most and square**0.5 > least:
             product = matvec(p)
             bend, taken = float(p @ product), taken + 1
-            if bend <= 0:
+            largest = max(largest, bend / length)
+            if bend <= eps * largest * length:
                 raise SolveError(
-                    f"{self} met curvature p'Hp / p'p = {bend / float(p @ p):.2e} at step {taken} (residual {square**0.5:.1e}), and "
+                    f"{self} met curvature p'Hp / p'p = {bend / length:.2e} at step {taken} (residual {square**0.5:.1e}), and "
                     "needs a positive definite Hessian: the point is no strict minimum of the inner loss. Solve the lower level "
                     "more exactly, add a strictly convex term to it, or take bigrad.MINRES().",
                     {0: Status.NONCONVEX_LOWER},
@@ -113,6 +116,7 @@ class CG(AbstractKrylov):
             del product  # a vector less while the next is made
             square, old = float(r @ r), square
             torch.add(r, p, alpha=square / old, out=p)
+            length = square + (square / old) ** 2 * length
         return self._done(x, square**0.5, goal, taken)
 
     def promised(self, b: Tensor, mu: float, L: float | None) -> float | None:
@@ -127,21 +131,26 @@ class CG(AbstractKrylov):
 class MINRES(AbstractKrylov):
     """Minimal residuals for symmetric A, indefinite ones too. Paige and Saunders, SIAM J. Numer. Anal. 1975.
 
-    Choose it at saddle points, or where the inner loss is only nearly minimised. Seven vectors of memory.
-    tol, atol, steps: as for CG.
+    Choose it at saddle points, or where the inner loss is only nearly minimised. Where A is singular and b no product of it, the
+    answer is the one of least residual on the way (Choi, Paige and Saunders, SIAM J. Sci. Comput. 2011). Seven vectors of
+    memory, eight there. tol, atol, steps: as for CG.
     """
 
     symmetric: ClassVar[bool] = True
 
     def solve(self, matvec: Product, b: Tensor) -> Solved:
         """See AbstractLinear.solve."""
+        import torch
+
+        eps = torch.finfo(b.dtype).eps
         goal, most = self._goal(b), self.steps or min(4 * len(b) + 10, MOST)
         x, size = b.new_zeros(b.shape), float(b.norm())
-        eta, taken, beta = size, 0, 0.0
+        eta, taken, beta, largest = size, 0, 0.0, 0.0
         c = c_old = 1.0
         s = s_old = 0.0
         v = b / size if size else b
         v_old, w, w_old = (b.new_zeros(b.shape) for _ in range(3))
+        least, kept, lost = eps**0.5, None, False
         while taken < most and abs(eta) > goal:
             fresh, taken = matvec(v), taken + 1
             alpha = float(v @ fresh)
@@ -149,14 +158,25 @@ class MINRES(AbstractKrylov):
             next_beta = float(fresh.norm())
             rho = c * alpha - c_old * s * beta
             length = (rho**2 + next_beta**2) ** 0.5
+            largest = max(largest, (alpha**2 + beta**2 + next_beta**2) ** 0.5)
+            flatness = (rho**2 + (c * next_beta) ** 2) ** 0.5 / (largest or 1.0)  # |A r| / |A| |r|, r = b - A x
+            if flatness < least:
+                least, kept = flatness, Solved(x.clone(), abs(eta), taken)
             if length == 0:
                 break
             w, w_old = (v - s_old * beta * w_old - (s * alpha + c_old * c * beta) * w) / length, w
             c_old, s_old, c, s = c, s, rho / length, next_beta / length
             x.add_(w, alpha=c * eta)
             eta *= -s
+            lost = not float(x.norm()) * largest <= size / eps**0.75  # to rounding errors, along what A does not see
+            if lost:
+                break
             v_old, v, beta = v, fresh / next_beta if next_beta else fresh, next_beta
-        return self._done(x, abs(eta), goal, taken)
+        if kept is None or not (lost or abs(eta) > goal):
+            return self._done(x, abs(eta), goal, taken)
+        why = "the loss depends on y in directions in which the inner loss is flat"
+        why = f"{self} stopped at the least residual, {kept.residual:.1e}: {why}."
+        return replace(kept, cause="" if self.tol == 0 else why)
 
 
 @dataclass(frozen=True)

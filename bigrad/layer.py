@@ -19,7 +19,7 @@ from torch.autograd.forward_ad import unpack_dual
 from bigrad.affine import flatten, on_host
 from bigrad.auto import Auto
 from bigrad.failure import failure
-from bigrad.gradients.base import AbstractGradient, attach, attach_pull
+from bigrad.gradients.base import AbstractGradient, attach, attach_pull, eager
 from bigrad.gradients.estimator import AbstractEstimator
 from bigrad.gradients.implicit import Implicit
 from bigrad.gradients.interpolate import Interpolate
@@ -117,6 +117,7 @@ class Layer(nn.Module):
             )
         return torch.as_tensor(np.asarray(i.value, dtype=float))
 
+    @eager
     def forward(self, *values: Any, warm_start: Any = None) -> Any:
         """Solve at these parameter values; one tensor per variable, in a tuple.
 
@@ -127,8 +128,6 @@ class Layer(nn.Module):
 
         A torch function gives y* itself, and starts at a y in its form, at a Solution or a Point, or at `memory.at([key])`.
         """
-        if torch.compiler.is_dynamo_compiling():  # what solves is not for torch to compile
-            return torch.compiler.disable(self.forward)(*values, warm_start=warm_start)
         if self.program.inner:
             return self._minimised(values, warm_start)
         with single_torch:
@@ -167,6 +166,8 @@ class Layer(nn.Module):
                 status[fine[lost]] = Status.NOT_FOUND
                 raise failure(replace(outcome, status=status), batched)
             fine = fine[~lost]  # again, without them: else their NaN would reach the gradients of all
+        if not len(fine):
+            w = attach_pull(_nothing, w, theta)
         return self._typed(w if batched else w[0], self._variables, values)
 
     def _minimised(self, values: Sequence[Any], warm_start: Any) -> Any:
@@ -181,7 +182,7 @@ class Layer(nn.Module):
             warnings.warn(
                 f"{why} has what was reached; see bigrad.Descent.",
                 SolveWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
         assert bound.bound is not None
         assert not isinstance(self.rule, Joint)

@@ -101,7 +101,8 @@ def _player(form: Combinatorial, leader: bool) -> Player:
     both = (base.leader_rows, base.follower_rows) if leader else (base.follower_rows,)
     matrix = sp.csr_array(sp.vstack([r.matrix for r in both]))
     low, high = (np.concatenate([getattr(r, side) for r in both]) for side in ("lower", "upper"))
-    touched = np.flatnonzero(abs(matrix[:, own]).sum(1))
+    false = (abs(matrix).sum(1) == 0) & ((low > 0) | (high < 0))
+    touched = np.flatnonzero((abs(matrix[:, own]).sum(1) > 0) | false)
     rows = Rows(sp.csr_array(matrix[touched][:, own]), low[touched], high[touched])
     across = sp.csr_array(matrix[touched][:, others])
     if not across.nnz and (most := _at_most(base.lower[own], base.upper[own], base.integer[own], rows)) is not None:

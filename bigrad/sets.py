@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from bigrad.solution import DeclarationError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 ON_BOUNDARY = 1e-9
@@ -52,8 +53,18 @@ class Box(AbstractSet):
     def __post_init__(self) -> None:
         import torch
 
-        if bool((torch.as_tensor(self.lower) > torch.as_tensor(self.upper)).any()):
-            raise DeclarationError(f"{self}: lower must not be above upper.")
+        if not bool((torch.as_tensor(self.lower) <= torch.as_tensor(self.upper)).all()):
+            raise DeclarationError(f"{self}: lower must not be above upper, nor either be NaN.")
+
+    def fits(self, shape: torch.Size) -> bool:
+        """Whether the bounds broadcast to tensors of this shape."""
+        import torch
+
+        try:
+            sizes = [torch.as_tensor(bound).shape for bound in (self.lower, self.upper)]
+            return torch.broadcast_shapes(*sizes, shape) == shape
+        except RuntimeError:
+            return False
 
     def project(self, y: Tensor) -> Tensor:
         """Entries clipped."""

@@ -74,6 +74,7 @@ def draw(
         outer[:, lead:] = 0.0
     limit = np.floor(outer @ (lower + upper) / 2 + rng.integers(0, 8, k))
     d = np.concatenate([np.zeros(lead), rng.integers(-6, 7, p)]).astype(float)
+    d[:lead] = np.random.default_rng(seed).integers(-6, 7, lead)  # it cannot influence these
     D = np.zeros((lead, p))
     if cross:
         D[:n] = rng.integers(-2, 3, (n, p))
@@ -192,6 +193,40 @@ def test_many_more_of_each_kind(kind):
     for seed in range(1000, 1060):
         nested = draw(seed, **KINDS[kind])
         agree(nested, search(nested), brute(nested))
+
+
+def test_what_the_follower_pays_for_the_leaders_decision_alone_does_not_mislead_the_dual():
+    """min over x of -x - min over y >= 0 of y, where the follower's objective has a further x: the leader takes x = 1."""
+    nested = Nested(
+        1,
+        1,
+        np.zeros(2),
+        np.ones(2),
+        np.ones(2, bool),
+        no_rows(2),
+        no_rows(2),
+        objective([-1, -1], [[0]]),
+        objective([1, 1], [[0]]),
+    )
+    found = search(nested)
+    assert found.road == "dual"
+    agree(nested, found, -1.0)
+
+
+def test_a_point_may_be_offered_where_scip_has_fixed_a_product_next_to_its_value():
+    """SCIP fixes x0 y0 at -1e-9, and takes no other number for it, not even 0."""
+    nested = Nested(
+        2,
+        2,
+        np.array([-1.0, -1.0, 0.0, 0.0]),
+        np.array([2.0, 1.0, 2.0, 1.0]),
+        np.ones(4, bool),
+        no_rows(4),
+        rows([[0, 2, 2, 0], [2, 2, 3, 0], [-3, 0, 0, 0]], [-FREE] * 3, [4, 1, -3]),
+        objective([4, 0, 1, 3], np.zeros((2, 2))),
+        objective([3, 3, 1, -3], [[-2, 1], [-2, -1]]),
+    )
+    agree(nested, search(nested), brute(nested))
 
 
 def test_a_zero_coupling_is_a_tie_the_leader_breaks():

@@ -564,6 +564,41 @@ def test_no_convergence_is_a_status_with_the_residual_reached():
     assert failing(lambda x, y: (x * y).sum(), solver=unbounded)[0] is bg.Status.ITERATION_LIMIT
 
 
+@pytest.mark.filterwarnings("ignore::bigrad.SolveWarning")
+def test_a_search_that_ends_at_a_cliff_keeps_what_it_gained():
+    """NaN below 0.5: it used to stay at the start, and to call that settled after no step at all."""
+    layer = bg.Layer(bg.argmin(lambda x, y: (y**2).sum() + 0 * (y - 0.5).log().sum(), ONE))
+    solution = layer.solve(ONE)[0]
+    assert solution.status is bg.Status.INEXACT
+    np.testing.assert_allclose(solution["y"], 0.5, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_loss_that_is_random_is_told_from_one_that_is_seeded():
+    def dropped(x, y):
+        return ((nn.functional.dropout(y + 1, 0.5) - x) ** 2).sum() + (y**2).sum()
+
+    def seeded(x, y):
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            return dropped(x, y)
+
+    torch.manual_seed(0)
+    x = torch.full((30,), 3.0, dtype=DOUBLE, requires_grad=True)
+    start = torch.zeros(30, dtype=DOUBLE)
+    with pytest.warns(bg.SolveWarning, match="inner loss is random"):
+        bg.Layer(bg.argmin(dropped, start), on_failure="nan")(x)
+    bg.Layer(bg.argmin(seeded, start))(x)
+
+
+@torch.inference_mode()
+def test_a_program_may_be_declared_where_nothing_is_tracked():
+    x = torch.ones(3, dtype=DOUBLE)
+    torch.testing.assert_close(
+        bg.Layer(bg.argmin(lambda x, y: ((y - x) ** 2).sum(), torch.zeros(3, dtype=DOUBLE)))(x), x
+    )
+
+
 def saddle(x, y):
     """Stationary at zero, where its Hessian is indefinite."""
     return (x * y**2 * torch.tensor([1.0, -1.0, 2.0])).sum() + (y**4).sum() + 0 * x.sum()
@@ -581,6 +616,34 @@ def test_an_indefinite_hessian_is_said_by_cg_and_solved_by_minres_and_gmres():
     truth = torch.tensor([0.5, -0.5, 0.25], dtype=DOUBLE)
     for linear in (bg.MINRES(), bg.GMRES()):
         torch.testing.assert_close(pulled(linear), truth)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE], ids=str)
+@pytest.mark.parametrize("seed", range(12))
+def test_minres_has_the_least_residual_where_the_matrix_is_singular(seed, dtype):
+    """It used to return 1e15 with a reported residual of order one."""
+    rng = np.random.default_rng(seed)
+    n, rank = 4 + 3 * seed, 2 + 2 * seed
+    spectrum = np.r_[rng.uniform(0.3, 3, rank) * rng.choice([1, -1], rank), np.zeros(n - rank)]
+    basis = np.linalg.qr(rng.normal(size=(n, n)))[0]
+    A, b = (basis * spectrum) @ basis.T, rng.normal(size=n)
+    matrix = torch.tensor(A, dtype=dtype)
+    found = bg.MINRES().solve(lambda v: matrix @ v, torch.tensor(b, dtype=dtype))
+    least = b - A @ np.linalg.pinv(A, rcond=1e-9) @ b
+    residual = b - A @ found.x.double().numpy()
+    np.testing.assert_allclose(residual, least, atol=1e-6 if dtype is DOUBLE else 1e-2)
+    assert found.residual == pytest.approx(np.linalg.norm(residual), rel=1e-2)
+    assert "flat" in found.cause
+
+
+def test_what_the_inner_loss_leaves_open_does_not_spoil_the_rest_of_a_gradient():
+    """y = (x, anything, anything): the loss depends on all, and only the first moves."""
+    layer = bg.Layer(bg.argmin(lambda x, y: (y[0] - x) ** 2, ZERO))
+    x = torch.tensor(0.5, dtype=DOUBLE, requires_grad=True)
+    with pytest.warns(bg.SolveWarning) as caught:
+        layer(x).sum().backward()
+    assert "flat" in str(caught[-1].message)
+    torch.testing.assert_close(x.grad, torch.ones((), dtype=DOUBLE))
 
 
 def test_linear_solvers_that_stop_short_say_so_and_report_the_residual():
@@ -652,6 +715,10 @@ def test_a_loss_without_second_derivatives_says_so_and_has_rules_that_do_without
         (lambda: bg.argmin(ridge, {"a": ZERO}, within={"b": bg.Box()}), bg.DeclarationError, "not in responds"),
         (lambda: bg.argmin(ridge, ZERO, within=3), bg.DeclarationError, "Box"),
         (lambda: bg.Box(1.0, 0.0), bg.DeclarationError, "above"),
+        (lambda: bg.Box(0.0, math.nan), bg.DeclarationError, "NaN"),
+        (lambda: bg.argmin(ridge, ZERO, within=bg.Box(0.0, torch.ones(2))), bg.DeclarationError, "broadcast"),
+        (lambda: bg.Layer(bg.argmin(saddle, ZERO, within=lambda y: None))(ONE), bg.InputError, "returned None"),
+        (lambda: bg.Layer(RIDGE, solver=bg.Spread(solver=bg.Descent())), bg.CapabilityError, "items of a batch"),
         (lambda: bg.Descent("sgd"), bg.InputError, "LBFGS"),
         (lambda: bg.Descent(bg.LBFGS), bg.InputError, "LBFGS"),
         (lambda: bg.Descent(tol=-1.0), bg.InputError, "tol"),

@@ -6,6 +6,7 @@ import torch
 from ortools.sat.python import cp_model
 
 import bigrad as bg
+from bigrad.gradients.levels import Levels
 from bigrad.losses import FenchelYoung, Regret, SPOPlus
 
 START = torch.zeros(3, dtype=torch.float64)
@@ -114,9 +115,33 @@ def test_rules_take_the_oracle_before_the_costs():
             bg.Perturbed(given)
 
 
+@pytest.mark.parametrize("wrap", [bg.Joint, Levels])
+@pytest.mark.parametrize("rule", [bg.Implicit(), bg.Interpolate, "Interpolate"])
+def test_levels_are_estimated_by_estimators(wrap, rule):
+    with pytest.raises(bg.InputError, match="give an estimator"):
+        wrap(rule)
+
+
 def test_a_function_without_a_return_is_told_so():
     with pytest.raises(bg.InputError, match=r"returned None at row 0.*return"):
         bg.Identity()(lambda c: None)(torch.ones(3))
+
+
+@pytest.mark.parametrize(
+    "answer", ["abc", {"a": 1}, [[1], [2, 3]], np.ones(3) * 1j, np.array([None, 1, 2]), np.zeros((1, 3)), []]
+)
+@pytest.mark.parametrize("make", [lambda f: f, bg.Given])
+def test_an_answer_that_is_no_decision_is_refused(make, answer):
+    with pytest.raises(bg.InputError, match="returned"):
+        bg.Interpolate()(make(lambda c: answer))(torch.ones(3))
+
+
+@pytest.mark.parametrize("rule", [bg.Interpolate(), bg.Identity(), bg.IMLE(), bg.Regularised()])
+@pytest.mark.parametrize("answer", [1.0, [1.0, 0.0]])
+def test_costs_must_multiply_what_is_decided(rule, answer):
+    """Told on the way forward, not by numpy on the way back."""
+    with pytest.raises(bg.InputError, match="features of its decisions have shape"):
+        rule(lambda c: answer)(torch.ones(3))
 
 
 @pytest.mark.filterwarnings("error")

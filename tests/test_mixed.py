@@ -148,6 +148,24 @@ def test_shapes_are_cvxpys_and_costs_any_linear_function_of_parameters():
     assert y.value is None
 
 
+@pytest.mark.filterwarnings("error")
+def test_vectors_of_one_entry_and_bounds_written_as_constraints():
+    """A product of two vectors of one entry is a number; bounds that only rows tell leave the product's floor infinite."""
+    x, y, c = cp.Variable(1, integer=True), cp.Variable(1, integer=True), cp.Parameter(1)
+    lower = cp.Problem(cp.Minimize(c @ y), [y >= x - 1, y >= -2, y <= 2])
+    upper = cp.Problem(cp.Maximize(3 * x[0] * y[0] - x[0]), [x >= -2, x <= 2])
+    program = bg.bilevel(upper, lower, responds=[y])
+    for cost in (1.0, -1.0):
+        values = [
+            3 * a * b - a
+            for a in range(-2, 3)
+            for b in [min((b for b in range(-2, 3) if b >= a - 1), key=lambda b, s=cost: s * b)]
+        ]
+        solution = program.solve({c: [cost]})
+        assert solution.status is Status.GLOBAL
+        assert solution.value == pytest.approx(max(values))
+
+
 def test_one_level_is_a_layer_too():
     y, c = cp.Variable((2, 2), name="y", boolean=True), cp.Parameter((2, 2), name="c")
     z = cp.Variable(name="z", bounds=[-1, None])

@@ -431,6 +431,83 @@ def test_a_time_limit_is_honest():
         assert solution.stats.bound >= -best - 1e-9
 
 
+@fronts
+@pytest.mark.parametrize(
+    ("budget", "least", "status"), [(1, 1, "GLOBAL"), (1, 4, "INFEASIBLE_LOWER"), (-1, 1, "INFEASIBLE_UPPER")]
+)
+def test_booleans_against_a_model_count_what_they_cost_the_follower(front, budget, least, status):
+    """min over y of y0 + y1 + 2 x0 + x1, where y0 + y1 >= least: the leader takes x0; y is 0 or 1."""
+    leader, follower = front.model(), front.model()
+    x, seen = front.variables(leader, 2, 0, 1, "x"), front.variables(follower, 2, 0, 1, "x")
+    y = front.variables(follower, 2, 0, 1, "y")
+    front.row(leader, x[0] + x[1], -5, budget)
+    front.row(follower, y[0] + y[1], least, 5)
+    follower.minimize(y[0] + y[1] + 2 * seen[0] + seen[1])
+    solution = bg.bilevel(leader, follower, link=dict(zip(x, seen, strict=True)), responds=y).solve()
+    assert solution.status is Status[status]
+    if solution.status.ok:
+        assert solution.value == 3
+        assert solution[x].tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("size", [1e20, -1e300])
+def test_costs_beyond_any_solver_fail_their_item_alone(size):
+    program, x, _ = interdiction(MathOpt, budget=6)
+    w = np.ones((2, len(x)))
+    w[1, 0] = size
+    fine, huge = bg.Layer(program, parameters=["w"]).solve(torch.tensor(w))
+    assert fine.status is Status.GLOBAL
+    assert huge.status is Status.FAILED
+    assert "infinite" in huge.stats.cause
+
+
+@pytest.mark.parametrize("rule", [bg.Interpolate(), bg.Joint(bg.Interpolate()), bg.Joint(bg.Perturbed(0.1, 4))])
+def test_a_batch_in_which_all_fail_has_gradients_of_zero(rule):
+    leader, follower = mathopt.Model(), mathopt.Model()
+    x, seen, y = leader.add_binary_variable(), follower.add_binary_variable(), follower.add_binary_variable()
+    follower.add_linear_constraint(y >= 2 + seen)
+    follower.minimize(y)
+    program = bg.bilevel(leader, follower, link={x: seen}, responds=[y], costs={"c": [y]})
+    c = torch.ones(2, 1, requires_grad=True)
+    found = bg.Layer(program, gradient=rule, on_failure="nan")(c)
+    assert all(t.isnan().all() for t in found)
+    sum(t.sum() for t in found).backward()
+    assert (c.grad == 0).all()
+
+
+@pytest.mark.parametrize("where", ["cost", "bound", "row", "side"])
+def test_numbers_of_a_model_are_numbers(where):
+    model, nan = mathopt.Model(), float("nan")
+    x = model.add_variable(lb=nan if where == "bound" else 0, ub=1)
+    model.add_linear_constraint(lb=nan if where == "side" else -1, expr=(float("inf") if where == "row" else 1) * x)
+    model.minimize((nan if where == "cost" else 1) * x)
+    with pytest.raises(bg.DeclarationError, match="NaN"):
+        bg.argmin(model)
+
+
+@fronts
+def test_a_row_without_variables_that_cannot_hold_is_infeasible(front):
+    leader, follower = front.model(), front.model()
+    (x,), (seen, y) = front.variables(leader, 1, 0, 1, "x"), front.variables(follower, 2, 0, 1, "y")
+    front.row(follower, 0 * y, 1, 2)
+    follower.maximize(y)
+    assert bg.argmin(follower).solve().status is Status.INFEASIBLE_UPPER
+    assert bg.bilevel(leader, follower, link={x: seen}, responds=[y]).solve().status is Status.INFEASIBLE_LOWER
+
+
+@fronts
+def test_a_constant_objective_is_one(front):
+    """A leader that says maximise is no opponent, even if there is nothing to maximise."""
+    leader, follower = front.model(), front.model()
+    (x,), (seen, y) = front.variables(leader, 1, 0, 2, "x"), front.variables(follower, 2, 0, 2, "y")
+    front.row(follower, y + seen, 2, 4)
+    follower.minimize(y)
+    leader.maximize(3 + 0 * x)
+    program = bg.bilevel(leader, follower, link={x: seen}, responds=[y])
+    assert "against" not in program.explain()
+    assert program.solve().value == 3
+
+
 def test_programs_explain_themselves():
     program, _, _ = interdiction(CpSat)
     said = bg.Layer(program).explain()

@@ -12,6 +12,7 @@ import networkx as nx
 import numpy as np
 import pytest
 import scipy.sparse as sp
+import torch
 from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 
 import bigrad as bg
@@ -350,7 +351,7 @@ def test_what_cannot_be_declared(make, message):
 @pytest.mark.parametrize(
     ("oracle", "message"),
     [
-        (bg.Given(lambda c: None), "item 0 of the batch the function returned NoneType"),
+        (bg.Given(lambda c: None), "item 0 of the batch the function returned None"),
         (bg.Given(lambda c: c[None]), r"it must return real numbers of shape \(m,\)"),
         (bg.Given(lambda c: c[: int(c[0]) + 1]), "returned 2 decisions for item 1 of the batch, and 1 for item 0"),
         (
@@ -368,6 +369,18 @@ def test_what_cannot_be_declared(make, message):
 def test_answers_of_a_function_are_checked(oracle, message):
     with pytest.raises(bg.InputError, match=message):
         oracle.solve(np.arange(3.0)[:, None] + np.zeros(3))
+
+
+def test_a_function_may_keep_the_array_that_it_returns():
+    kept = np.zeros(3)
+
+    def decide(costs):
+        kept[:] = costs > 0
+        return kept
+
+    costs = np.array([[1.0, -1, 1], [-1, 1, -1]])
+    assert (bg.Given(decide).solve(costs) == (costs > 0)).all()
+    assert (bg.Identity()(decide)(torch.tensor(costs)).numpy() == (costs > 0)).all()
 
 
 def test_an_error_inside_a_function_names_the_item():

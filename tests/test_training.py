@@ -5,6 +5,7 @@ import subprocess
 import sys
 import warnings
 
+import cvxpy as cp
 import pytest
 import torch
 from torch import nn
@@ -183,6 +184,31 @@ def test_compiled_inner_losses_give_the_gradients_of_those_they_were_made_of(bac
                 found.append(torch.autograd.grad(total, x)[0])
         for one, two in zip(found[:3], found[3:], strict=True):
             torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_a_compiled_model_may_hold_layers_rules_and_losses():
+    """Compiled parts stop where numpy and solvers start."""
+    y, c = cp.Variable(3), cp.Parameter(3)
+    projection = bg.Layer(
+        bg.argmin(cp.Problem(cp.Minimize(cp.sum_squares(y - c)), [y >= 0])), parameters=[c], variables=[y]
+    )
+    trained = bg.Layer(bg.argmin(lambda x, w: ((w - x) ** 2).sum() + (w**4).sum(), torch.zeros(3)))
+    both = bg.Family([projection, projection])
+    first = bg.Interpolate()(bg.TopK(3, 1))
+    target, weight = torch.tensor([[1.0, 2, 0], [2, 0, 1]]), torch.tensor([1.0, 2, 4])
+
+    def model(x):
+        found = projection(x)[0] + both(x, items=[0, 1])[0] + first(x)
+        return (found @ weight).sum() + trained(x[0]).sum() + bg.losses.SPOPlus(bg.TopK(3, 1))(x, target)
+
+    torch._dynamo.reset()
+    found = []
+    for made in (model, torch.compile(model, backend="eager")):
+        x = torch.tensor([[0.5, -0.3, 0.2], [-0.1, 0.4, 0.3]], requires_grad=True)
+        value = made(x)
+        found.append((value.detach(), torch.autograd.grad(value, x)[0]))
+    torch.testing.assert_close(found[0], found[1])
 
 
 # Memory

@@ -12,7 +12,6 @@ from bigrad.exact.hitting import Games, Known, search
 from bigrad.oracle import Oracle
 from bigrad.parallel import single_blas
 from bigrad.player import player
-from bigrad.solution import InputError
 
 
 def refused(form: Combinatorial) -> str | None:
@@ -20,7 +19,10 @@ def refused(form: Combinatorial) -> str | None:
     if not form.opposed:
         return "Cuts() needs a leader that stands against an oracle: give its model no objective of its own."
     if not _budgeted(form):
-        return "Cuts() needs, against an oracle, booleans of the leader's under one constraint at most: weight'x <= budget, weights > 0."
+        return (
+            "Cuts() needs, against an oracle, booleans of the leader's under one constraint at most: weight'x <= budget, weights > 0, "
+            "budget >= 0."
+        )
     return None
 
 
@@ -35,11 +37,15 @@ class Model(Oracle):
     form: Combinatorial
 
     def solve(self, costs: np.ndarray) -> np.ndarray:
-        """See Oracle.solve."""
+        """See Oracle.solve; raises Unanswered."""
         found = player(self.form, False).solve(costs, np.zeros((len(costs), self.form.base.leaders)))
         if not all(s.ok for s in found.status):
-            raise InputError("The follower has no answer.")
+            raise Unanswered
         return found.values
+
+
+class Unanswered(Exception):
+    """A follower's model has no answer; other roads know why."""
 
 
 def hits(form: Combinatorial) -> bool:
@@ -58,10 +64,9 @@ def against(
     n, oracle, budgeted = form.base.leaders, form.follower or Model(form), _budgeted(form)
     assert budgeted is not None
     d = form.on_level(theta, False, np.zeros((batch, n)))
+    c = np.broadcast_to(form.base.leader.linear[:n], (batch, n))
     with single_blas:
-        result = search(
-            Games(d, *form.products(theta), np.zeros((batch, n)), *budgeted), oracle, known, gap, time_limit
-        )
+        result = search(Games(d, *form.products(theta), c, *budgeted), oracle, known, gap, time_limit)
     return [
         Found(
             result.status[i],
@@ -85,5 +90,5 @@ def _budgeted(form: Combinatorial) -> tuple[np.ndarray, float] | None:
     if not len(rows.lower):
         return np.ones(n), float(n)
     weight = rows.matrix.toarray()[0][:n]
-    fine = (weight > 0).all() and rows.lower[0] <= 0 and rows.matrix[:, n:].nnz == 0
+    fine = (weight > 0).all() and rows.lower[0] <= 0 <= rows.upper[0] and rows.matrix[:, n:].nnz == 0
     return (weight, float(rows.upper[0])) if fine else None

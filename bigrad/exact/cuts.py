@@ -15,15 +15,24 @@ import numpy as np
 
 from bigrad.combinatorial import Combinatorial
 from bigrad.exact import reasoned
-from bigrad.exact.against import against, hits, refused
+from bigrad.exact.against import Unanswered, against, hits, refused
 from bigrad.exact.answers import Pool
 from bigrad.exact.found import Found, gathered
 from bigrad.exact.hitting import Known
 from bigrad.exact.nested import refusal, search
+from bigrad.nested import Objective
 from bigrad.player import player
 from bigrad.program import Program
 from bigrad.solution import InputError, Outcome, Point, Status
 from bigrad.solvers.base import AbstractSolver, batch_size
+
+INFINITE = 1e20
+"""Numbers from here on are infinite to HiGHS and SCIP."""
+
+
+def _largest(objective: Objective) -> float:
+    """The size of its largest coefficient."""
+    return float(max(abs(objective.linear).max(initial=0.0), abs(objective.cross.data).max(initial=0.0)))
 
 
 @dataclass(frozen=True)
@@ -84,6 +93,10 @@ class Cuts(AbstractSolver):
             return [reasoned.search(form.models, nested, self.gap, self.time_limit) for nested in items]
         found = []
         for nested in items:
+            if (most := max(_largest(nested.leader), _largest(nested.follower))) >= INFINITE:
+                cause = f"a cost of {most:.3g}, which is infinite to the solvers; rescale the costs"
+                found.append(Found(Status.FAILED, None, cause=cause))
+                continue
             ended = search(nested, pool, self.gap, limit)
             w = None if ended.x is None or ended.y is None else np.concatenate([ended.x, ended.y])
             cuts = ended.cuts + ended.splits
@@ -91,10 +104,12 @@ class Cuts(AbstractSolver):
         return found
 
     def _against(self, form: Combinatorial, theta: list[np.ndarray], batch: int) -> list[Found]:
-        """A leader against an oracle. Costs that the oracle refuses fail their own item only."""
+        """A leader against an oracle, or a model that is asked like one. Costs that the oracle refuses fail their own item only."""
         start, known = time.perf_counter(), form.memory.setdefault("known", Known()) if self.remember else Known()
         try:
             found = against(form, theta, batch, known, self.gap, self.time_limit)
+        except Unanswered:
+            return self._two_levels(form, theta, batch)
         except InputError as error:
             if batch == 1:
                 return [Found(Status.INVALID_INPUT, None, cause=str(error))]

@@ -3,7 +3,7 @@
     phi(x) = min over y of (d + D'x)'y,  A y <= h, low <= y <= high
            = max over a, b, c >= 0 of  low'b - high'c - h'a   subject to   d + D'x + A'a - b + c == 0
 
-so that the leader's min over x of (c + d_x)'x - phi(x) is one minimum over x, a, b and c. Rows y_i <= u (1 - x_j), by
+so that the leader's min over x of c'x - phi(x) is one minimum over x, a, b and c. Rows y_i <= u (1 - x_j), by
 which the leader removes y_i, become a cost M x_j of y_i. M is proven, not guessed: where the vertices of the follower's
 polytope are integral, M = 1 + max cost - min cost over it makes any use of a removed y_i dearer than any answer, and an
 answer is seen to by a copy of y. Integral vertices: the follower's integers may be dropped, and the cost is exact, where
@@ -102,7 +102,7 @@ def dualise(nested: Nested, follower: Follower, seed: int = 0) -> Dual | None:
             return None
         for i, j in removed:
             penalty[i, j] = 1.0 + spread
-    c = nested.leader.linear[:n] + nested.follower.linear[:n]
+    c = nested.leader.linear[:n]
     whole = integral and _whole(f.d, f.D, c) and bool(nested.integer[:n][(c != 0) | f.linking].all())
     return Dual(_program(nested, f, A, h, high, penalty, removed, whole, seed), n)
 
@@ -141,7 +141,7 @@ def _program(
     finite_low, finite_high = np.isfinite(f.low), np.isfinite(high)
     size = n + m + 2 * p + copy
     costs = np.zeros(size)
-    costs[:n] = nested.leader.linear[:n] + nested.follower.linear[:n]
+    costs[:n] = nested.leader.linear[:n]
     costs[n : n + m] = h
     costs[n + m : n + m + p] = np.where(finite_low, -f.low, 0.0)
     costs[n + m + p : n + m + 2 * p] = np.where(finite_high, high, 0.0)

@@ -122,21 +122,23 @@ class Master:
         return self.level - quicksum(terms(f.D @ r, self.x)) <= float(f.d @ r)
 
     def offer(self, x: np.ndarray, y: np.ndarray) -> None:
-        """Hand SCIP a bilevel-feasible point."""
+        """Hand SCIP a bilevel-feasible point; not one that it has excluded already."""
         model, nested = self.model, self.nested
-        solution = model.createSol()
+        solution, solving = model.createSol(), model.getStage() >= SOLVING
         value = nested.leader(x, y) - nested.leader.constant
-        for variable, number in zip(self.x, x, strict=True):
-            model.setSolVal(solution, variable, float(number))
+        numbers = [*zip(self.x, x, strict=True), (self.objective, value)]
         if self.copy:
-            for variable, number in zip(self.y, y, strict=True):
-                model.setSolVal(solution, variable, float(number))
-            for (i, j), variable in self._products.items():
-                model.setSolVal(solution, variable, float(x[i] * y[j]))
+            numbers += zip(self.y, y, strict=True)
+            numbers += [(variable, x[i] * y[j]) for (i, j), variable in self._products.items()]
         if self.opposed:
-            model.setSolVal(solution, self.w, value - float(nested.leader.linear[: len(x)] @ x))
-        model.setSolVal(solution, self.objective, value)
-        if model.getStage() >= SOLVING:
+            numbers.append((self.w, value - float(nested.leader.linear[: len(x)] @ x)))
+        for variable, number in numbers:
+            fixed = model.getTransformedVar(variable) if solving else variable
+            if fixed.getStatus() != "FIXED":
+                model.setSolVal(solution, variable, float(number))
+            elif abs(fixed.getLbGlobal() - number) > CLOSE * (1 + abs(number)):  # SCIP takes no other number
+                return model.freeSol(solution)
+        if solving:
             model.trySol(solution, printreason=False)
         else:
             model.addSol(solution)

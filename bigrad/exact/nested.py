@@ -110,7 +110,7 @@ def _relaxed(nested: Nested, end: float) -> tuple[End, float]:
     floor = found.value
     for i, j, a in zip(*f.cross.tocoo().coords, f.cross.tocoo().data, strict=True):
         corners = [a * u * v for u in (low[i], high[i]) for v in (low[n + j], high[n + j])]
-        floor += np.nan_to_num(min(corners), nan=-np.inf)
+        floor += min(corners) if np.isfinite(corners).all() else -np.inf
     if found.end is End.OPTIMAL and not np.isfinite(floor):
         return End.UNBOUNDED, -FLOOR
     return found.end, floor - 1e-3 * (1 + abs(floor)) if found.end is End.OPTIMAL else -FLOOR
@@ -191,9 +191,9 @@ def _checked(
 ) -> Ended:
     """The claim, if two other solves of the follower and all rows bear it out; else FAILED."""
     x, y = found.x, found.y
-    assert x is not None
-    assert y is not None
     failed = replace(found, status=Status.FAILED, x=None, y=None, value=np.nan, bound=-np.inf)
+    if x is None or y is None:
+        return replace(failed, cause="HiGHS broke down on the follower at the decision found")
     rows = joined([nested.leader_rows, nested.follower_rows])
     z = np.concatenate([x, y])
     at = rows.matrix @ z

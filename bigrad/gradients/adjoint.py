@@ -85,7 +85,10 @@ def _symmetric(linear: AbstractLinear | None, product: Product, v: Tensor) -> So
     try:
         return CG().solve(product, v)
     except SolveError:
-        why = "the Hessian has negative curvature, so the point is no strict minimum of the inner loss, and CG() gave way to MINRES()."
+        why = (
+            "the Hessian has negative curvature, or none in some direction, so the point is no strict minimum of the inner loss, and "
+            "CG() gave way to MINRES()."
+        )
         warnings.warn(f"The hypergradient is that of a stationary point: {why}", SolveWarning, stacklevel=4)
         return MINRES().solve(product, v)
 

@@ -1,17 +1,19 @@
-"""The contract of a gradient rule, and the package's only autograd function."""
+"""The contract of a gradient rule, the package's only autograd function, and what keeps torch.compile from looking into solvers."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from functools import cache, partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from functools import cache, partial, wraps
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from bigrad.program import Program
 from bigrad.solution import Outcome
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class AbstractGradient(ABC):
@@ -67,3 +69,17 @@ def _function() -> Any:
             return (None, None, *ctx.pull(ctx.saved_tensors, ctx.needs_input_grad[2:], cotangent))
 
     return Attached
+
+
+def eager(function: F) -> F:
+    """A method that torch.compile calls as it is, with a graph break, instead of tracing numpy and solvers."""
+
+    @wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        import torch
+
+        if torch.compiler.is_compiling():
+            return torch.compiler.disable(function)(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    return run  # type: ignore[return-value]

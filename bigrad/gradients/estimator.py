@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from bigrad.gradients.base import AbstractGradient, attach_pull
+from bigrad.gradients.base import AbstractGradient, attach_pull, eager
 from bigrad.oracle import Oracle
+from bigrad.oracles.domain import numbers
 from bigrad.program import Program
 from bigrad.solution import CapabilityError, InputError, Outcome, SolveWarning, Status
 
@@ -74,6 +75,14 @@ class AbstractEstimator(AbstractGradient):
         raise CapabilityError(f"{self} differentiates oracles, not programs: call rule(oracle)(costs).")
 
 
+def check_estimator(who: str, rule: Any) -> None:
+    """InputError unless `rule` is an estimator."""
+    if not isinstance(rule, AbstractEstimator):
+        raise InputError(
+            f"{who}({rule!r:.80}): give an estimator, Interpolate(), Identity(), Perturbed(…), IMLE(…), Score(…) or Regularised(…)."
+        )
+
+
 @dataclass(frozen=True)
 class Differentiable:
     """An oracle under a rule: costs, (n,) or (batch, n), to values, (m,) or (batch, m).
@@ -88,6 +97,7 @@ class Differentiable:
     oracle: Oracle | Function
     maximise: bool = False
 
+    @eager
     def __call__(self, costs: Tensor, *given: Any) -> Tensor:
         """The values at these costs."""
         batched, rows = items(costs)
@@ -115,17 +125,24 @@ class Plain(Oracle):
         found: list[np.ndarray] = []
         for k, row in enumerate(costs):
             more = [g[k // each] for g in self.given] if self.batched else self.given
-            answer = self.function(row.copy(), *more)
+            try:
+                answer = self.function(row.copy(), *more)
+            except Exception as error:
+                error.add_note(f"raised by {_name(self.function)} at row {k}")
+                raise
             if answer is None:
                 raise InputError(
                     f"{_name(self.function)} returned None at row {k}; needed is its decision. Is a return missing?"
                 )
-            found.append(np.array(answer.detach().cpu().numpy() if hasattr(answer, "detach") else answer, dtype=float))
-            if found[k].shape != found[0].shape or found[k].ndim > 1:
+            decision = numbers(answer)
+            if decision is None or decision.ndim > 1 or decision.shape != (found or [decision])[0].shape:
+                got = f"{answer!r:.80}" if decision is None else f"shape {decision.shape}"
+                others = f" and {found[0].shape} at row 0" if found else ""
                 raise InputError(
-                    f"{_name(self.function)} at row {k} returned shape {found[k].shape}, at row 0 {found[0].shape}: "
+                    f"{_name(self.function)} returned {got} at row {k}{others}: "
                     "a decision is one array (m,), or a number, of the same shape for all."
                 )
+            found.append(decision)
         return np.stack(found)
 
 

@@ -96,6 +96,7 @@ class Identity(AbstractEstimator):
         """See AbstractEstimator.estimate."""
         projection = self.projection
         y = solve(oracle, costs if projection is None else projection.forward(costs))
+        features(oracle, y, costs)  # refuses decisions that the costs do not multiply
 
         def back(push: np.ndarray) -> np.ndarray:
             size = abs(push).max(1, keepdims=True)

@@ -49,6 +49,7 @@ class IMLE(AbstractEstimator):
         eps = self.draws.draw(self.noise, len(costs), self.samples, costs.shape[1])
         around = costs[:, None] - oracle.sense * self.sigma * eps
         z = solve(oracle, around)
+        phi = features(oracle, z, around)
 
         def back(push: np.ndarray) -> np.ndarray:
             moved: np.ndarray = (push != 0).any(axis=1)
@@ -56,9 +57,8 @@ class IMLE(AbstractEstimator):
                 return np.zeros_like(costs)
             length = self.step.lengths(costs, push)[:, None]
             steps = (length * push)[:, None].repeat(self.samples, axis=1)
-            behind = nudged(oracle, around, -steps) if self.central else z
-            ahead = nudged(oracle, around, steps)
-            change = oracle.sense * (features(oracle, ahead, around) - features(oracle, behind, around))
+            behind = features(oracle, nudged(oracle, around, -steps), around) if self.central else phi
+            change = oracle.sense * (features(oracle, nudged(oracle, around, steps), around) - behind)
             self.step.observe(float(np.count_nonzero(np.nan_to_num(change[moved]), axis=2).mean()))
             mean = change.mean(1) / (2 if self.central else 1)
             return np.divide(mean, length, out=np.zeros_like(mean), where=moved[:, None] & (length > 0))

@@ -35,6 +35,7 @@ class Interpolate(AbstractEstimator):
     def estimate(self, oracle: Oracle, costs: np.ndarray) -> tuple[np.ndarray, Back]:
         """See AbstractEstimator.estimate."""
         y = solve(oracle, costs)
+        phi = features(oracle, y, costs)
 
         def back(push: np.ndarray) -> np.ndarray:
             moved: np.ndarray = (push != 0).any(axis=1)
@@ -42,7 +43,7 @@ class Interpolate(AbstractEstimator):
                 return np.zeros_like(costs)
             length = self.step.lengths(costs, push)[:, None]
             other = nudged(oracle, costs, length * push)
-            change = oracle.sense * (features(oracle, other, costs) - features(oracle, y, costs))
+            change = oracle.sense * (features(oracle, other, costs) - phi)
             self.step.observe(float(np.count_nonzero(np.nan_to_num(change[moved]), axis=1).mean()))
             return np.divide(change, length, out=np.zeros_like(change), where=moved[:, None] & (length > 0))
 

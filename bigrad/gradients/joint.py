@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from bigrad.combinatorial import Combinatorial, Place
-from bigrad.gradients.estimator import AbstractEstimator, unsolved
+from bigrad.gradients.estimator import AbstractEstimator, check_estimator, unsolved
 from bigrad.oracle import Oracle
 from bigrad.program import Input, Program, Solver
 
@@ -33,6 +33,9 @@ class Joint:
 
     rule: AbstractEstimator
     needs: ClassVar[frozenset[str]] = frozenset({"costs"})
+
+    def __post_init__(self) -> None:
+        check_estimator("Joint", self.rule)
 
     def values(self, program: Program, solver: Solver, theta: Sequence[Tensor], known: np.ndarray) -> Tensor:
         """The decisions (batch, variables) at theta, (batch, costs) each, under the rule; known: the program's own."""

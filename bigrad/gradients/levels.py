@@ -25,7 +25,7 @@ import numpy as np
 
 from bigrad.combinatorial import Combinatorial
 from bigrad.gradients.base import AbstractGradient
-from bigrad.gradients.estimator import AbstractEstimator, unsolved
+from bigrad.gradients.estimator import AbstractEstimator, check_estimator, unsolved
 from bigrad.oracle import Oracle
 from bigrad.player import player
 from bigrad.program import Program
@@ -51,6 +51,9 @@ class Levels(AbstractGradient):
 
     rule: AbstractEstimator
     needs: ClassVar[frozenset[str]] = frozenset({"costs"})
+
+    def __post_init__(self) -> None:
+        check_estimator("Levels", self.rule)
 
     def pull_back(
         self, program: Program, outcome: Outcome, theta: tuple[Tensor, ...], wanted: tuple[bool, ...], cotangent: Tensor

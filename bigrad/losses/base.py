@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bigrad.gradients.base import eager
 from bigrad.gradients.estimator import Function, as_oracle, attach_back, items, plain
 from bigrad.oracle import Oracle
 from bigrad.solution import InputError
@@ -65,10 +66,12 @@ class AbstractLoss(ABC):
     def evaluate(self, oracle: Oracle, costs: np.ndarray, target: np.ndarray, best: np.ndarray | None) -> Evaluated:
         """Values at costs (batch, n); target: (batch, n) or (batch, m); best: the decisions of true costs, if given."""
 
+    @eager
     def __call__(self, costs: Tensor, target: Any, *given: Any) -> Tensor:
         """The loss."""
         return self._value(costs, *self._evaluated(costs, target, given))
 
+    @eager
     def with_solution(self, costs: Tensor, target: Any, *given: Any) -> tuple[Tensor, Tensor]:
         """The loss, and the decision at these costs, (m,) or (batch, m), without a gradient: the one that the loss works
         with (FenchelYoung: the smoothed one; pool losses: the best of the pool), else one more solve.

@@ -51,6 +51,15 @@ def admit(
     return found
 
 
+def numbers(found: Any) -> np.ndarray | None:
+    """What a user's function returned, an array, tensor or list of real numbers, as a float64 array of our own; None for anything else."""
+    try:
+        given = np.asarray(found.detach().cpu() if hasattr(found, "detach") else found)
+    except ValueError:  # a list of lists of different lengths
+        return None
+    return given.astype(np.float64) if given.size and given.dtype.kind in "buif" else None
+
+
 def check_clamp(name: str, clamp: float | None, least: float = -np.inf) -> None:
     """DeclarationError unless `clamp` is None or a finite number within the oracle's domain."""
     if clamp is not None and not least <= clamp < np.inf:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from bigrad.oracle import Oracle
-from bigrad.oracles.domain import admit, check_clamp
+from bigrad.oracles.domain import admit, check_clamp, numbers
 from bigrad.solution import DeclarationError, InputError
 
 
@@ -110,11 +110,11 @@ class Given(Oracle):
 
 
 def _checked(found: Any, dims: int, where: str) -> np.ndarray:
-    answer = np.asarray(found)
-    if answer.dtype.kind not in "buif" or answer.ndim != dims:
+    answer = numbers(found)
+    if answer is None or answer.ndim != dims:
         shape = "(m,)" if dims == 1 else "(batch, m)"
+        got = repr(found)[:80] if answer is None else f"{type(found).__name__} of shape {answer.shape}"
         raise InputError(
-            f"Given: for {where} the function returned {type(found).__name__} of {answer.dtype}, shape {answer.shape}; "
-            f"it must return real numbers of shape {shape}."
+            f"Given: for {where} the function returned {got}; it must return real numbers of shape {shape}."
         )
-    return answer.astype(np.float64, copy=False)
+    return answer

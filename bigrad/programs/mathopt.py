@@ -86,5 +86,5 @@ def read(model: mathopt.Model, which: str) -> Level:
         quadratic,
         model.objective.offset,
         -1.0 if model.objective.is_maximize else 1.0,
-        bool(linear.any() or quadratic),
+        bool(linear.any() or quadratic or model.objective.offset or model.objective.is_maximize),
     )

@@ -35,12 +35,33 @@ def read(model: Any, which: str) -> Level:
         from bigrad.programs import mathopt as front
 
         if isinstance(model, cp_model.CpModel):
-            return cpsat.read(model, which)
+            return _numbers(cpsat.read(model, which), which)
         if isinstance(model, mathopt.Model):
-            return front.read(model, which)
+            return _numbers(front.read(model, which), which)
     raise DeclarationError(
         f"{which}: got a {type(model).__name__}; give a cp_model.CpModel or a mathopt.Model, or an oracle as the follower."
     )
+
+
+def _numbers(level: Level, which: str) -> Level:
+    """The level; DeclarationError for a NaN, or a coefficient that is infinite."""
+    terms = {
+        "the objective": [*level.linear, *level.quadratic.values(), level.constant],
+        "a linear constraint": level.rows.matrix.data,
+    }
+    ends = {
+        "a variable": [*level.lower, *level.upper],
+        "a linear constraint": [*level.rows.lower, *level.rows.upper],
+    }
+    for what, numbers in terms.items():
+        if not np.isfinite(np.asarray(numbers, dtype=float)).all():
+            raise DeclarationError(f"{which}: a coefficient of {what} is NaN or infinite; give finite numbers.")
+    for what, numbers in ends.items():
+        if np.isnan(np.asarray(numbers, dtype=float)).any():
+            raise DeclarationError(
+                f"{which}: a bound of {what} is NaN; give a number, or infinity where there is none."
+            )
+    return level
 
 
 def declare(

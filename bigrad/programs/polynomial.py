@@ -150,7 +150,12 @@ def _product(e: cp.Expression, factors: Sequence[Polynomial], leaves: Leaves) ->
     """Elementwise, with a factor of one entry for all, or of matrices."""
     one, other = e.args
     if isinstance(e, multiply) or one.is_scalar() or other.is_scalar():
-        index = [np.broadcast_to(_order(a), e.shape).ravel(order="F") for a in (one, other)]
+        index = [
+            np.zeros(e.size, int)
+            if a.size == 1
+            else (np.broadcast_to(_order(a), e.shape) if isinstance(e, multiply) else _order(a)).ravel(order="F")
+            for a in (one, other)
+        ]
         return _joined(e, factors[0].rows(index[0]), factors[1].rows(index[1]), leaves)
     if max(one.ndim, other.ndim) > 2:
         raise NotLinearError(f"{_text(e)} is a product of arrays of more than two dimensions")

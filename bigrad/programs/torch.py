@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bigrad.inner import Inner
 from bigrad.program import Program, Solver, Unknown
-from bigrad.sets import AbstractSet
+from bigrad.sets import AbstractSet, Box
 from bigrad.solution import CapabilityError, DeclarationError
 
 
@@ -71,7 +71,12 @@ def _inner(function: Callable[..., Any], responds: Any, within: Any) -> Inner:
             raise DeclarationError(
                 f"argmin(…, within={s!r:.60}): give bigrad.Box, Simplex or Ball, or a function that projects a tensor."
             )
-    start = torch.cat([t.detach().reshape(-1) for t in parts.values()]).clone()
+    for (name, t), s in zip(parts.items(), sets, strict=True):
+        if isinstance(s, Box) and not s.fits(t.shape):
+            own = "" if name is None else f" for '{name}'"
+            raise DeclarationError(f"argmin(…, within=…){own}: the bounds of {s} do not broadcast to {tuple(t.shape)}.")
+    with torch.inference_mode(False):
+        start = torch.cat([t.detach().reshape(-1) for t in parts.values()]).clone()
     return Inner(function, tuple(parts), tuple(t.shape for t in parts.values()), start, sets)
 
 

@@ -8,6 +8,7 @@ Math. 2023, section 2.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from bigrad.program import Program
-from bigrad.solution import InputError, Outcome, Point, Status
+from bigrad.solution import InputError, Outcome, Point, SolveWarning, Status
 from bigrad.solvers.base import AbstractSolver
 from bigrad.solvers.lbfgs import LBFGS
 from bigrad.solvers.methods import AbstractMethod, State
@@ -110,9 +111,13 @@ class Descent(AbstractSolver):
         if warm_start is not None and warm_start[0] is not None:
             start = start.new_tensor(warm_start[0].z) if isinstance(warm_start[0].z, np.ndarray) else warm_start[0].z
         if not bound.finite():
-            return _outcome(start, Status.INVALID_INPUT, np.inf, np.inf, 0, began, "An argument holds a NaN.", None)
+            return _outcome(
+                start, Status.INVALID_INPUT, np.inf, np.inf, 0, began, "An argument holds a NaN or an infinity.", None
+            )
         start = bound.inner.project(start)
         run = self._run(bound, start, None, None)
+        if self.tol != 0 and bound.first is not None and start.equal(bound.inner.start):
+            _same(bound.first, run.losses[0], _eps(bound))
         status, cause = Status.LOCAL, ""
         if run.losses[-1] == -np.inf:
             status, cause = Status.UNBOUNDED_LOWER, UNBOUNDED.format(steps=run.steps)
@@ -312,6 +317,17 @@ def _eps(bound: Bound) -> float:
     import torch
 
     return float(torch.finfo(bound.inner.start.dtype).eps)
+
+
+def _same(one: float, other: float, eps: float) -> None:
+    """A SolveWarning where two evaluations at the same point differ by more than rounding."""
+    if abs(one - other) > eps**0.25 * max(abs(one), abs(other)) + eps**0.5:
+        warnings.warn(
+            f"The inner loss is random: at the same point it was {one:.6g} and then {other:.6g}, as with dropout. No point minimises it, "
+            "and the hypergradient mixes several losses. Call .eval(), or seed what is drawn inside the loss.",
+            SolveWarning,
+            stacklevel=6,
+        )
 
 
 def _settled(losses: list[float], share: float) -> bool:

@@ -81,15 +81,15 @@ class LBFGS:
 def _search(
     of: Slope, y: Tensor, value: Tensor, slope: Tensor, d: Tensor, step: float
 ) -> tuple[Tensor, Tensor, Tensor] | None:
-    """A step along d that falls enough and flattens enough; None where there is none, and g = minus infinity where all fall
-    enough and none flattens, the longest 2^39 times the first."""
+    """A step along d that falls enough and flattens enough. Where none flattens, the longest of those that fall enough, if any
+    does, as before a cliff; and g = minus infinity where all fall enough, the longest 2^39 times the first."""
     import torch
 
     start, fall = float(value), float(slope @ d)
     if not fall < 0:
         return None
     level = torch.finfo(y.dtype).eps ** 0.5 * (1 + abs(start))
-    low, high = 0.0, float("inf")
+    low, high, fallen = 0.0, float("inf"), None
     for _ in range(TRIES):
         ahead = y + step * d
         there, after = of(ahead)
@@ -101,7 +101,8 @@ def _search(
             high = step
         elif after_fall < FLAT * fall:
             low = step
+            fallen = (ahead, there, after) if float(there) < start - level else None
         else:
             return ahead, there, after
         step = 2 * step if high == float("inf") else (low + high) / 2
-    return (ahead, there.new_tensor(-float("inf")), after) if high == float("inf") else None
+    return (ahead, there.new_tensor(-float("inf")), after) if high == float("inf") else fallen

@@ -66,6 +66,8 @@ class Spread(AbstractSolver):
 
     def accepts(self, program: Program) -> str | None:
         """What the solver that does the work says."""
+        if program.inner:
+            return "Spread() hands out the items of a batch, and a torch function has none. Use Descent()."
         return self._inner(program).accepts(program)
 
     def choose(self, program: Program) -> tuple[AbstractSolver, str]:
