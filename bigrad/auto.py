@@ -20,8 +20,9 @@ LARGE = 1000
 """Variables and multipliers of both levels above which a smooth program is solved by sparse methods."""
 MANY_PAIRS = 64
 """Above this many pairs, a nonconvex quadratic program takes Relaxation seconds and Sparse a fraction of one."""
-FEW_PAIRS = 16
-"""Up to this many pairs, a short branching search usually proves the optimum within a few milliseconds."""
+FEW_PAIRS = 20
+"""Up to this many pairs, a short branching search usually proves the optimum within a few milliseconds; above, it doubles with every
+second pair."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class Auto(AbstractSolver, AbstractGradient):
         if not program.quadratic.sizes.y:
             return ActiveSet(), ActiveSet().choose(program)[1]
         few = program.quadratic.sizes.pairs <= FEW_PAIRS
-        solver = Pieces(starts=8, nodes=64) if few else Pieces(starts=3, nodes=0)
+        solver = Pieces(starts=8, nodes=256) if few else Pieces(starts=3, nodes=0)
         return solver, solver.choose(program)[1]
 
     def on_accelerator(self, program: Program) -> AbstractSolver:

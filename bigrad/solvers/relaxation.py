@@ -43,6 +43,8 @@ SHAKES = (1e-2, 1e-2, 1e-1, 1e-1)
 """Relative steps of the leader's decision off a point that is stationary but no optimum."""
 HOPS, FAR = 2, 0.4
 """Hops for each random start of a quadratic program, and how far they go, relative to the decisions met."""
+HELD = 0.7
+"""How often the pair that a hop turns is one whose constraint holds."""
 NODES = 512
 """Nodes of the search for a bilevel-feasible point where all starts found none."""
 
@@ -54,8 +56,8 @@ class Relaxation(AbstractSolver):
     Answers are local optima; more starts find better ones. starts: searches per item, the first from the high-point
     relaxation (both levels' constraints, the leader's objective), the others from its optima for random objectives.
     Where both levels are quadratic, two hops off the best answer follow for each of these others. steps: the bounds t on the
-    products, falling; every second and third start takes wider ones. max_iterations: of Uno,
-    for each of the programs solved. time_limit: seconds per item, or None. seed: of the random starts.
+    products, falling; every second and third start takes wider ones. max_iterations: of Uno, for each of the programs solved.
+    time_limit: seconds per item, or None. seed: of the random starts.
     """
 
     starts: int = 8
@@ -218,8 +220,10 @@ class _Search:
         self.impossible = bool(proven and row < 0)
 
     def hop(self, met: np.ndarray, count: int, rng: np.random.Generator) -> None:
-        """Search from the follower's answers to decisions near the best one, in the box of those met: Wales and Doye's basin
-        hopping, J. Phys. Chem. A 1997. An answer and its pieces take a fraction of the time of a relaxed program.
+        """Search from near the best point: the follower's answer to another decision, in the box of those met, and one of its
+        pairs on the other side, mostly a constraint that holds. An answer and its pieces take a fraction of the time of a
+        relaxed program; the turned pair leads to decisions at which the follower is torn between answers, which no decision
+        drawn at random meets. Basin hopping: Wales and Doye, J. Phys. Chem. A 1997.
         """
         n, x = self.stages.n, self.stages.layout.x
         for _ in range(count):
@@ -231,7 +235,11 @@ class _Search:
             v[:x] = np.clip(v[:x] + moved * rng.standard_normal(x) * (FAR * (high - low)), low, high)
             there = answer(self.stages.system, v)
             if there is not None:
-                self.descend(self.stages.start(there), there[self.stages.lam] > TOUCH)
+                tight = there[self.stages.lam] > TOUCH
+                held = np.flatnonzero(tight) if rng.random() < HELD and tight.any() else np.arange(len(tight))
+                turned = rng.choice(held)
+                tight[turned] = ~tight[turned]
+                self.descend(self.stages.start(there), tight)
 
     def shake(self, seed: int) -> bool:
         """Step off a saddle: search from the answers to decisions near the best one; whether that led to a better one."""

@@ -55,6 +55,8 @@ class Spread(AbstractSolver):
         if self.chunk is not None and self.chunk < 1:
             raise InputError(f"Spread(chunk={self.chunk}): give at least one item, or None.")
         check_settings(self)
+        if self.time_limit == 0:
+            raise InputError("Spread(time_limit=0): give seconds above zero, in which a process can begin, or None.")
         if self.n_jobs == 0:
             raise InputError("Spread(n_jobs=0): give the number of processes, or -1 for one a processor.")
         if self.solver is not None and (isinstance(self.solver, type) or not hasattr(self.solver, "accepts")):
