@@ -173,7 +173,7 @@ class Settings:
     cifar: str | None = None
 
 
-QUICK = Settings(counts=(300, 50, 50), epochs=4, rates=(3e-3,), strengths=(0.1,), steps=5, queries=10)
+QUICK = Settings(counts=(600, 100, 100), epochs=10, rates=(1e-3, 3e-3), strengths=(0.05, 0.1), steps=10, queries=30)
 
 
 class Split(NamedTuple):

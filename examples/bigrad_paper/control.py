@@ -236,7 +236,7 @@ class Settings:
 
 
 QUICK = Settings(
-    scenarios=Settings().scenarios[1:2], horizons=(5, 10), checks=(0, 2, 4), validation=8, test=16, ascent=2
+    scenarios=Settings().scenarios[1:2], horizons=(10, 20), checks=(0, 5, 10), validation=16, test=48, ascent=5
 )
 
 

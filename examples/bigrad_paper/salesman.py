@@ -332,7 +332,7 @@ EXPERIMENT = Experiment(
     METHODS,
     run,
     full=Settings((Scale(8, 250, 100, 12), Scale(10, 200, 100, 12), Scale(12, 160, 100, 12))),
-    quick=Settings((Scale(8, 40, 20, 2), Scale(10, 30, 20, 2), Scale(12, 20, 10, 2))),
+    quick=Settings((Scale(8, 200, 80, 10), Scale(10, 120, 60, 8), Scale(12, 60, 40, 6))),
     figures={
         "both": ".1f",
         "closed": ".1f",
