@@ -28,9 +28,14 @@ LARGE = 1000
 
 
 def declare(
-    upper: cp.Problem, lower: Sequence[cp.Problem], responds: Sequence[Sequence[cp.Variable]], default: Solver
+    upper: cp.Problem,
+    lower: Sequence[cp.Problem],
+    responds: Sequence[Sequence[cp.Variable]],
+    default: Solver,
+    rebuild: tuple[Any, ...],
 ) -> Program:
-    """The Program of CVXPY problems, one below for each follower; `bigrad.bilevel` documents the arguments."""
+    """The Program of CVXPY problems, one below for each follower; `bigrad.bilevel` documents the arguments, and Program
+    the last two."""
     roles = sort_roles(upper, lower, responds, matrices=True)
     source = Source(upper, lower, roles)
     plain = {id(v): source.plain[v.id] for v in (*roles.leader, *roles.follower)}
@@ -104,15 +109,7 @@ def declare(
         smooth=smooth,
         source=source,
         default=default,
-        rebuild=(
-            _reload,
-            (
-                (upper.objective, upper.constraints),
-                [(problem.objective, problem.constraints) for problem in lower],
-                [list(answers) for answers in responds],
-                default,
-            ),
-        ),
+        rebuild=rebuild,
         duals=(prices if maps else in_full).handles(maps.sizes if maps else smooth.layout),
         followers=len(lower),
         integers=_integers(variables),
@@ -124,12 +121,6 @@ def _joined(belows: Sequence[cp.Problem]) -> cp.Problem:
     if len(belows) == 1:
         return belows[0]
     return cp.Problem(cp.Minimize(sum(p.objective.expr for p in belows)), [c for p in belows for c in p.constraints])
-
-
-def _reload(above: tuple[Any, Any], below: list[tuple[Any, Any]], responds: list[Any], default: Solver) -> Program:
-    upper, *lower = (cp.Problem(*pair) for pair in (above, *below))
-    renumber(upper, *lower)
-    return declare(upper, lower, responds, default)
 
 
 def renumber(*problems: cp.Problem) -> None:
