@@ -228,7 +228,7 @@ class Inexact:
 
     def _coupling(self, look: Look, k: int) -> float:
         bound, level = look.bounds[k], look.levels[k]
-        size, level.u = coupling(bound, level.y, look.seconds[k], bound.leaves, [True] * len(bound.leaves), level.u)
+        size, level.u = coupling(bound, level.y, look.seconds[k], bound.leaves, level.u)
         return size
 
     def _estimate(self, look: Look, upper: Upper, known: dict[str, float]) -> None:
