@@ -124,15 +124,18 @@ class Program:
     """A declared program, made by `bigrad.bilevel` or `bigrad.argmin`; it never changes and is safe to share between
     threads. One level is an upper level without a follower.
 
-    quadratic: the program as a bilevel quadratic program, or None. convex: whether its upper level is convex in z = (x,
-    y). smooth: the program as a smooth program with complementarity pairs, built when first needed, or as a convex cone
-    program of one level. sign: +1 where the leader minimises, -1 where it maximises. duals: the prices of the lower
-    constraints that involve a follower, or, with one level, of all constraints, in CVXPY's signs. followers: how many there
-    are. integers: places in z of the leader's integer variables. derived: further inputs as functions of the user's, or, of a
-    combinatorial program, its costs; or None. saddle: the one convex program of a zero-sum game, with what tells its failures
-    apart, or None. combinatorial: the program as a nested integer program that is a function of its costs, or None; it then
-    has no other form. shown: the variables that a layer returns where none are named. inner: the program as a torch function
-    to be minimised, or None; it then has no other form; bound: the same at the arguments of one call.
+    inputs, unknowns: its parameters and its variables. quadratic: the program as a bilevel quadratic program, or None.
+    convex: whether its upper level is convex in z = (x, y). smooth: the program as a smooth program with
+    complementarity pairs, built when first needed, or as a convex cone program of one level. sign: +1 where the leader
+    minimises, -1 where it maximises. duals: the prices of the lower constraints that involve a follower, or, with one
+    level, of all constraints, in CVXPY's signs. followers: how many there are. integers: places in z of the leader's
+    integer variables. derived: further inputs as functions of the user's, or, of a combinatorial program, its costs; or
+    None. saddle: the one convex program of a zero-sum game, with what tells its failures apart, or None. combinatorial:
+    the program as a nested integer program that is a function of its costs, or None; it then has no other form. shown:
+    the variables that a layer returns where none are named. inner: the program as a torch function to be minimised, or
+    None; it then has no other form; bound: the same at the arguments of one call. why_not_quadratic, why_not_saddle:
+    the reasons, for a person to read. source: the front end. default: the solver where none is named. rebuild: a
+    function and its arguments, of which pickle makes the program again.
     """
 
     inputs: tuple[Input, ...]

@@ -24,7 +24,7 @@ from bigrad.nested import Nested
 
 @dataclass(frozen=True, eq=False)
 class Dual:
-    """The one program, x first; see the module. sizes: how many x."""
+    """The one program, x first; see the module. leaders: how many x."""
 
     milp: Milp
     leaders: int

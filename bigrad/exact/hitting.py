@@ -76,7 +76,8 @@ class Result(NamedTuple):
 
 @dataclass
 class Bounds:
-    """The answers known for one item: constants d'y and slopes p, and the elements worth adding from the best one down."""
+    """The answers known for one item: constants d'y and slopes p (`full`), and, answer by answer, the elements worth adding
+    (`order`) from the best ratio of slope to weight down."""
 
     constant: np.ndarray
     full: np.ndarray
