@@ -207,10 +207,10 @@ class Program:
         """Solve at the given parameter values, fill `.value` of the user's variables, and return the Solution.
 
         The dual values of lower constraints are filled too. values: maps parameters to arrays of their shapes; those left
-        out take their own `.value`. solver:
-        `bigrad.Auto()` if left out. warm_start: a Solution of this program to start from. verify: re-solve the follower
-        at the returned x with another solver and report `stats.follower_gap`. Failures are statuses, not exceptions;
-        values that do not fit raise InputError, a solver that cannot take the program CapabilityError.
+        out take their own `.value`. solver: `bigrad.Auto()` if left out. warm_start: a Solution of this program to start
+        from. verify: re-solve the follower at the returned x with another solver and report `stats.follower_gap`. Failures
+        are statuses, not exceptions; values that do not fit raise InputError, a solver that cannot take the program
+        CapabilityError.
         """
         given = self._given(values or {})
         solver = self.checked(solver)
@@ -364,12 +364,9 @@ class Program:
         for key in values:
             if not any(same(i.handle, key) for i in self.inputs):
                 names = ", ".join(i.name for i in self.inputs) or "none"
-                known = any(i.name == key for i in self.inputs if isinstance(key, str))
-                what = (
-                    "is a name; the key is the Parameter object itself"
-                    if known
-                    else "is not a parameter of this program"
-                )
+                what = "is not a parameter of this program"
+                if isinstance(key, str) and any(i.name == key for i in self.inputs):
+                    what = "is a name; the key is the Parameter object itself"
                 raise InputError(f"solve(values): {type(key).__name__} '{key}' {what}; its parameters are: {names}.")
         given = {}
         for i in self.inputs:
