@@ -67,7 +67,6 @@ class ErrorBound:
         reached: tuple[float, Tensor, Tensor],
         promised: tuple[float | None, float | None],
         theta: Sequence[Tensor],
-        wanted: Sequence[bool],
     ) -> dict[str, object]:
         """What goes on record for one backward pass. reached: |H q - v|, q and v = dL/dy. promised: |y - y*| and |H q - v|
         beforehand."""
