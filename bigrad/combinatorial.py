@@ -36,7 +36,7 @@ class Combinatorial:
 
     base: the program with those costs at zero. places: one per input. find: the place in (x, y) of a variable of a model whose
     variables are single numbers; None where they are arrays, known by themselves. opposed: the leader minimises minus what the
-    follower minimises, so the follower's costs are the leader's too. integral: see `Cuts`. follower: the oracle that answers
+    follower minimises, so the follower's costs are the leader's too. follower: the oracle that answers
     instead of the follower's rows, or None. rest: names of constraints that no rows can say, and `models` the two models
     as CP-SAT has them, which must then be asked; else empty and None.
     """

@@ -137,10 +137,15 @@ def _inverse(T: np.ndarray, at: np.ndarray, live: np.ndarray) -> tuple[np.ndarra
     """Inverses of T at the places `at` that are `live`, zero elsewhere, and which items have one."""
     both, eye = live[:, :, None] & live[:, None, :], np.eye(at.shape[1])
     small = np.where(both, T[at[:, :, None], at[:, None, :]], eye)
-    good = np.ones(len(at), bool)
-    try:
-        inverse = np.linalg.inv(small)
-    except np.linalg.LinAlgError:
-        good = np.linalg.slogdet(small)[0] != 0
-        inverse = np.linalg.inv(np.where(good[:, None, None], small, eye))
+    inverse, good = inverses(small)
     return np.where(both, inverse, 0.0), good
+
+
+def inverses(matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Inverses of matrices (batch, n, n), the identity's where there is none, and which have one, bool (batch,)."""
+    good = np.ones(len(matrices), bool)
+    try:
+        return np.linalg.inv(matrices), good
+    except np.linalg.LinAlgError:
+        good = np.linalg.slogdet(matrices)[0] != 0
+        return np.linalg.inv(np.where(good[:, None, None], matrices, np.eye(matrices.shape[-1]))), good

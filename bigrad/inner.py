@@ -278,16 +278,9 @@ def _eager() -> AbstractContextManager[Any]:
 
 
 class Follow(Protocol):
-    """How an outcome was reached, so that a gradient rule can go on from there or go through it again.
-
-    steps: how many. differentiable: whether autograd can follow them; without, only `again` may be asked.
-    """
+    """How an outcome was reached, in how many `steps`, so that a gradient rule can go on from there or go through it again."""
 
     steps: int
-
-    @property
-    def differentiable(self) -> bool:
-        """See above."""
 
     def first(self) -> Any:
         """The state at the start: tensors and numbers in a tuple."""

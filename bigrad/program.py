@@ -124,15 +124,18 @@ class Program:
     """A declared program, made by `bigrad.bilevel` or `bigrad.argmin`; it never changes and is safe to share between
     threads. One level is an upper level without a follower.
 
-    quadratic: the program as a bilevel quadratic program, or None. convex: whether its upper level is convex in z = (x,
-    y). smooth: the program as a smooth program with complementarity pairs, built when first needed, or as a convex cone
-    program of one level. sign: +1 where the leader minimises, -1 where it maximises. duals: the prices of the lower
-    constraints that involve a follower, or, with one level, of all constraints, in CVXPY's signs. followers: how many there
-    are. integers: places in z of the leader's integer variables. derived: further inputs as functions of the user's, or, of a
-    combinatorial program, its costs; or None. saddle: the one convex program of a zero-sum game, with what tells its failures
-    apart, or None. combinatorial: the program as a nested integer program that is a function of its costs, or None; it then
-    has no other form. shown: the variables that a layer returns where none are named. inner: the program as a torch function
-    to be minimised, or None; it then has no other form; bound: the same at the arguments of one call.
+    inputs, unknowns: its parameters and its variables. quadratic: the program as a bilevel quadratic program, or None.
+    convex: whether its upper level is convex in z = (x, y). smooth: the program as a smooth program with
+    complementarity pairs, built when first needed, or as a convex cone program of one level. sign: +1 where the leader
+    minimises, -1 where it maximises. duals: the prices of the lower constraints that involve a follower, or, with one
+    level, of all constraints, in CVXPY's signs. followers: how many there are. integers: places in z of the leader's
+    integer variables. derived: further inputs as functions of the user's, or, of a combinatorial program, its costs; or
+    None. saddle: the one convex program of a zero-sum game, with what tells its failures apart, or None. combinatorial:
+    the program as a nested integer program that is a function of its costs, or None; it then has no other form. shown:
+    the variables that a layer returns where none are named. inner: the program as a torch function to be minimised, or
+    None; it then has no other form; bound: the same at the arguments of one call. why_not_quadratic, why_not_saddle:
+    the reasons, for a person to read. source: the front end. default: the solver where none is named. rebuild: a
+    function and its arguments, of which pickle makes the program again.
     """
 
     inputs: tuple[Input, ...]
@@ -204,10 +207,10 @@ class Program:
         """Solve at the given parameter values, fill `.value` of the user's variables, and return the Solution.
 
         The dual values of lower constraints are filled too. values: maps parameters to arrays of their shapes; those left
-        out take their own `.value`. solver:
-        `bigrad.Auto()` if left out. warm_start: a Solution of this program to start from. verify: re-solve the follower
-        at the returned x with another solver and report `stats.follower_gap`. Failures are statuses, not exceptions;
-        values that do not fit raise InputError, a solver that cannot take the program CapabilityError.
+        out take their own `.value`. solver: `bigrad.Auto()` if left out. warm_start: a Solution of this program to start
+        from. verify: re-solve the follower at the returned x with another solver and report `stats.follower_gap`. Failures
+        are statuses, not exceptions; values that do not fit raise InputError, a solver that cannot take the program
+        CapabilityError.
         """
         given = self._given(values or {})
         solver = self.checked(solver)
@@ -361,12 +364,9 @@ class Program:
         for key in values:
             if not any(same(i.handle, key) for i in self.inputs):
                 names = ", ".join(i.name for i in self.inputs) or "none"
-                known = any(i.name == key for i in self.inputs if isinstance(key, str))
-                what = (
-                    "is a name; the key is the Parameter object itself"
-                    if known
-                    else "is not a parameter of this program"
-                )
+                what = "is not a parameter of this program"
+                if isinstance(key, str) and any(i.name == key for i in self.inputs):
+                    what = "is a name; the key is the Parameter object itself"
                 raise InputError(f"solve(values): {type(key).__name__} '{key}' {what}; its parameters are: {names}.")
         given = {}
         for i in self.inputs:

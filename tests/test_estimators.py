@@ -62,7 +62,6 @@ RULES = {
     "imle adaptive": lambda: bg.IMLE(samples=5, step=bg.Adaptive(beta=0.5), draws=bg.Common(1)),
     "regularised": lambda: bg.Regularised(0.7),
 }
-SAMPLED = ["perturbed", "perturbed gumbel", "perturbed times", "imle"]
 each_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 
 

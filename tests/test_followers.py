@@ -378,7 +378,6 @@ def test_what_a_follower_may_see_of_another(kind):
 
 
 X, Y, Z = cp.Variable(name="x"), cp.Variable(name="y"), cp.Variable(name="z")
-THETA = cp.Parameter(name="theta")
 
 
 def _declare(first: Any, second: Any, responds: Any, upper: Any = None, rows: Any = ((), ())) -> bg.Program:

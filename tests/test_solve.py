@@ -118,11 +118,6 @@ def test_random_programs_are_bilevel_feasible_and_stationary(shape):
 # Statuses
 
 
-def far_apart(*extra):
-    x, y = scalars()
-    return x, y, [x <= 1, x >= 0, *extra]
-
-
 def statuses():
     """Programs without an optimum, and the statuses that tell the truth about them."""
     x, y = scalars()

@@ -177,7 +177,7 @@ class Responder:
         ).solve()
         return found.v if found.v is not None and found.value < -1e-9 else None
 
-    def sturdy(self, x: np.ndarray, level: float, weights: np.ndarray, seconds: float = np.inf) -> np.ndarray | None:
+    def sturdy(self, x: np.ndarray, level: float, weights: np.ndarray, seconds: float) -> np.ndarray | None:
         """An answer at a decision, of cost at most `level`, that keeps the most slack in the rows that x moves.
 
         It has the greatest sum of min(slack_i / weight_i, 1): weight (rows,) is how much the leader can take from a row.

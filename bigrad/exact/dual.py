@@ -24,7 +24,7 @@ from bigrad.nested import Nested
 
 @dataclass(frozen=True, eq=False)
 class Dual:
-    """The one program, x first; see the module. sizes: how many x."""
+    """The one program, x first; see the module. leaders: how many x."""
 
     milp: Milp
     leaders: int
@@ -74,7 +74,7 @@ def _whole(*arrays: np.ndarray) -> bool:
     return all((a[np.isfinite(a)] == np.round(a[np.isfinite(a)])).all() for a in arrays)
 
 
-def dualise(nested: Nested, follower: Follower, seed: int = 0) -> Dual | None:
+def dualise(nested: Nested, follower: Follower, seed: int) -> Dual | None:
     """The one program, None where the module's conditions do not hold."""
     n, p, f = nested.leaders, nested.followers, follower
     if not nested.zero_sum or nested.leader_rows.matrix[:, n:].nnz:

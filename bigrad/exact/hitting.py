@@ -63,11 +63,10 @@ class Games(NamedTuple):
 
 
 class Result(NamedTuple):
-    """x, y: (batch, …); value and proven bound of what the leader maximises; status, asked: follower's solves; nodes."""
+    """x, y: (batch, …); bound: proven, on what the leader maximises; status; asked: follower's solves; nodes."""
 
     x: np.ndarray
     y: np.ndarray
-    value: np.ndarray
     bound: np.ndarray
     status: list[Status]
     asked: np.ndarray
@@ -76,7 +75,8 @@ class Result(NamedTuple):
 
 @dataclass
 class Bounds:
-    """The answers known for one item: constants d'y and slopes p, and the elements worth adding from the best one down."""
+    """The answers known for one item: constants d'y and slopes p (`full`), and, answer by answer, the elements worth adding
+    (`order`) from the best ratio of slope to weight down."""
 
     constant: np.ndarray
     full: np.ndarray
@@ -208,7 +208,7 @@ def search(game: Games, follower: Oracle, known: Known, gap: float, time_limit: 
     known.keep([y for own in mine for y in own[-FRESH:]], best_x)
     bound = np.array([max(best[i], open_[i].bound.max(initial=-np.inf)) for i in range(batch)])
     status = [Status.GLOBAL if not len(open_[i].bound) else Status.OPEN for i in range(batch)]
-    return Result(best_x, best_y, best, bound, status, asked, nodes)
+    return Result(best_x, best_y, bound, status, asked, nodes)
 
 
 @dataclass

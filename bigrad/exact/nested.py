@@ -91,7 +91,7 @@ def _search(
         blame = _blame(nested, end)
         return Ended(Status.UNBOUNDED_LOWER if blame is Status.INFEASIBLE_UPPER else blame)
     if relaxed is not End.UNBOUNDED and (mirror := dual.dualise(nested, follower, seed)) is not None:
-        return _dual(nested, responder, mirror, gap, end)
+        return _dual(nested, responder, mirror, end)
     if not follower.integer.any():
         return _linear(nested, follower, responder, gap, end)
     from bigrad.exact import trunk
@@ -127,7 +127,7 @@ def _knapsack(nested: Nested, responder: Responder, program: knapsack.Interdicti
     return Ended(status, x, answer.y, cut.value + constant, cut.bound + constant, nodes=cut.nodes, road="knapsack")
 
 
-def _dual(nested: Nested, responder: Responder, program: dual.Dual, gap: float, end: float) -> Ended:
+def _dual(nested: Nested, responder: Responder, program: dual.Dual, end: float) -> Ended:
     found, bound = dual.solve(program, nested, end - time.perf_counter())
     if found.v is None:
         known = {

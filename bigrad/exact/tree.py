@@ -34,7 +34,11 @@ MIDDLE = 0.9
 
 @dataclass
 class Record:
-    """What the handler has learned: phi at decisions, the best bilevel-feasible point, its counts and its errors."""
+    """What the handler has learned: phi at decisions, the best bilevel-feasible point (value, x, y), its counts and its errors.
+
+    waiting: points (x, y) that SCIP is still to be offered. bound: SCIP's own where the search was stopped, which
+    `late` (time), `unbounded` and `error` explain.
+    """
 
     phi: dict[bytes, tuple[End, float]] = field(default_factory=dict)
     value: float = np.inf

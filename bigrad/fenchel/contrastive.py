@@ -74,25 +74,28 @@ class AbstractContrastive(ABC):
     def surrogate(self, blocks: list[Block], x: Tensor, nudged: list[Tensor], free: list[Tensor]) -> Tensor:
         """A 0-dim tensor whose gradient in the parameters is the rule's."""
 
-    @abstractmethod
     def scales(self, depth: int) -> list[float]:
-        """How large the nudge of each layer's state is in beta; tolerances are relative to it."""
+        """How large the nudge of each layer's state is; tolerances are relative to it. Beta for all."""
+        return [self.beta] * depth
 
-    @abstractmethod
     def start(self, block: Block, a: Tensor) -> Tensor:
-        """What the rule moves, at the forward pass: a dual state h with z = f(h), or z itself."""
+        """What the rule moves, at the forward pass: the dual state h = a of z = f(h)."""
+        return a
 
-    @abstractmethod
     def moved(self, block: Block, a: Tensor, g: Tensor, h: Tensor, rate: float) -> tuple[Tensor, Tensor]:
-        """What start made, moved along the gradient g of all but this layer's energy; and the state z."""
+        """What start made, moved along the gradient g of all but this layer's energy; and the state z. By a Bregman
+        proximal step: h + rate (a - g - h), the step on the Bregman distance of G, and f of it."""
+        h = h + rate * (a - g - h)
+        return h, block.f(h)
 
-    @abstractmethod
     def rate(self, above: Block, z: Tensor) -> float:
-        """The step in (0, 1] that the layer above allows."""
+        """The step in (0, 1] that the layer above allows: 1 / (1 + |W|^2), from its curvature."""
+        return 1 / (1 + above.curvature(z))
 
-    @abstractmethod
+    @torch.no_grad()
     def free(self, net: nn.Sequential, x: Tensor) -> Settled:
-        """The state without the loss: the forward pass, unless the rule has feedback in it."""
+        """The state without the loss: the forward pass, where no layer speaks to the one below."""
+        return Settled(_forward(split(net), x), 0, 0.0)
 
     def nudged(self, net: nn.Sequential, x: Tensor, criterion: Criterion) -> Settled:
         """The state with the loss."""
@@ -144,22 +147,6 @@ class Lifted(AbstractContrastive):
     beta, sweeps, tolerance, smoothness: as AbstractContrastive has them.
     """
 
-    def start(self, block: Block, a: Tensor) -> Tensor:
-        """The dual state: h = a."""
-        return a
-
-    def moved(self, block: Block, a: Tensor, g: Tensor, h: Tensor, rate: float) -> tuple[Tensor, Tensor]:
-        """A Bregman proximal step."""
-        return _dual(block, a, g, h, rate)
-
-    def rate(self, above: Block, z: Tensor) -> float:
-        """1 / (1 + |W|^2), from the curvature of the layer above."""
-        return 1 / (1 + above.curvature(z))
-
-    def free(self, net: nn.Sequential, x: Tensor) -> Settled:
-        """The forward pass."""
-        return _unnudged(net, x)
-
     def pull(self, above: Block, z: Tensor, higher: Tensor) -> Tensor:
         """W'(f(a) - z) of the layer above."""
         return back(above.affine, z, above(z) - higher)
@@ -171,10 +158,6 @@ class Lifted(AbstractContrastive):
             a = block.affine(below)
             parts.append(((block.f(a).detach() - z) * a).sum() / self.beta)
         return torch.stack(parts).sum()
-
-    def scales(self, depth: int) -> list[float]:
-        """Beta for all."""
-        return [self.beta] * depth
 
 
 @dataclass(frozen=True)
@@ -190,14 +173,6 @@ class AuxiliaryCoordinates(AbstractContrastive):
     def pull(self, above: Block, z: Tensor, higher: Tensor) -> Tensor:
         """The derivative of the layer above, transposed, times f(a) - z."""
         return back(above, z, above(z) - higher)
-
-    def rate(self, above: Block, z: Tensor) -> float:
-        """1 / (1 + |W|^2), from the curvature of the layer above."""
-        return 1 / (1 + above.curvature(z))
-
-    def free(self, net: nn.Sequential, x: Tensor) -> Settled:
-        """The forward pass."""
-        return _unnudged(net, x)
 
     def start(self, block: Block, a: Tensor) -> Tensor:
         """The states themselves: there is no potential."""
@@ -216,10 +191,6 @@ class AuxiliaryCoordinates(AbstractContrastive):
         ]
         return torch.stack(parts).sum()
 
-    def scales(self, depth: int) -> list[float]:
-        """Beta for all."""
-        return [self.beta] * depth
-
 
 @dataclass(frozen=True)
 class ContrastiveHebbian(AbstractContrastive):
@@ -231,14 +202,6 @@ class ContrastiveHebbian(AbstractContrastive):
     Nudges are of the size beta^L at the first layer: float64, or few layers. Large weights times beta may not settle.
     beta, sweeps, tolerance, smoothness: as AbstractContrastive has them.
     """
-
-    def start(self, block: Block, a: Tensor) -> Tensor:
-        """The dual state: h = a."""
-        return a
-
-    def moved(self, block: Block, a: Tensor, g: Tensor, h: Tensor, rate: float) -> tuple[Tensor, Tensor]:
-        """A Bregman proximal step."""
-        return _dual(block, a, g, h, rate)
 
     def rate(self, above: Block, z: Tensor) -> float:
         """1: the energy is linear in the layer above."""
@@ -272,14 +235,3 @@ def _forward(blocks: list[Block], x: Tensor) -> list[Tensor]:
     for block in blocks:
         states.append(block(states[-1] if states else x))
     return states
-
-
-@torch.no_grad()
-def _unnudged(net: nn.Sequential, x: Tensor) -> Settled:
-    return Settled(_forward(split(net), x), 0, 0.0)
-
-
-def _dual(block: Block, a: Tensor, g: Tensor, h: Tensor, rate: float) -> tuple[Tensor, Tensor]:
-    """h + rate (a - g - h), the step on the Bregman distance of G; and f of it."""
-    h = h + rate * (a - g - h)
-    return h, block.f(h)

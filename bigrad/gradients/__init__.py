@@ -1,1 +1,1 @@
-"""How the backward pass is computed: one rule a file, and the package's only autograd function in base.py."""
+"""How the backward pass is computed: one rule a file, and the autograd function that they share in base.py."""

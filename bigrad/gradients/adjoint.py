@@ -71,7 +71,7 @@ def adjoint(
         if residual is None:
             residual = float((second.hessian(q) - v).norm())
         promised = outcome.factors.promised(bound, limit.mu, limit.L), (linear or CG()).promised(v, limit.mu, limit.L)
-        bound.record.update(limit.measured(bound, y, second, (residual, q, v), promised, theta, wanted))
+        bound.record.update(limit.measured(bound, y, second, (residual, q, v), promised, theta))
     bound.record.update(adjoint_residual=residual, adjoint_steps=solved.iterations)
     if solved.cause:
         warnings.warn(f"The hypergradient is inexact: {solved.cause}", SolveWarning, stacklevel=2)

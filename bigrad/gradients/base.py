@@ -1,4 +1,4 @@
-"""The contract of a gradient rule, the package's only autograd function, and what keeps torch.compile from looking into solvers."""
+"""The contract of a gradient rule, the autograd function that all rules share, and what keeps torch.compile from looking into solvers."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def attach_pull(pull: Pull, w: Tensor, theta: tuple[Tensor, ...]) -> Tensor:
 
 @cache
 def _function() -> Any:
-    """The package's only autograd function; made when torch is first needed."""
+    """The autograd function that all rules share; made when torch is first needed."""
     from torch.autograd import Function
 
     class Attached(Function):

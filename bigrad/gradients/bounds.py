@@ -67,12 +67,11 @@ class ErrorBound:
         reached: tuple[float, Tensor, Tensor],
         promised: tuple[float | None, float | None],
         theta: Sequence[Tensor],
-        wanted: Sequence[bool],
     ) -> dict[str, object]:
         """What goes on record for one backward pass. reached: |H q - v|, q and v = dL/dy. promised: |y - y*| and |H q - v|
         beforehand."""
         known, (residual, q, v), (error, rest) = self.coupling, reached, promised
-        norm = coupling(bound, y, second, theta, wanted)[0] if known is None else known
+        norm = coupling(bound, y, second, theta)[0] if known is None else known
         after = self.at(float(second.slope.norm()) / self.mu, residual, float(q.norm()), norm)
         before = None if error is None or rest is None else self.before(error, rest, float(v.norm()), norm)
         return {"gradient_bound": after, "gradient_bound_before": before, "bound_estimated": known is None}

@@ -22,7 +22,6 @@ def coupling(
     y: Tensor,
     second: Second,
     theta: Sequence[Tensor],
-    wanted: Sequence[bool],
     start: Tensor | None = None,
 ) -> tuple[float, Tensor]:
     """(|B|, its left singular vector) for B = d/dx of grad_y g, by power iterations with B', from `start` if that is

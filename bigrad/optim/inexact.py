@@ -69,8 +69,9 @@ class Continued(AbstractLinear):
 
 @dataclass(frozen=True, eq=False)
 class Look:
-    """An evaluation of the loss: its levels solved, and their adjoints. second: products at y, residual: |H q - dL/dy|,
-    slope: |dL/dy|, for each level. direct: the gradient that does not go through a level."""
+    """An evaluation of the loss: its levels solved, and their adjoints. For each level: bounds, it at its arguments;
+    seconds: products at y; slopes: |dL/dy|; residuals: |H q - dL/dy|. direct: the gradient that does not go through a level.
+    tolerances: of levels and adjoints; finest: whether a linear solve was as exact as the precision allows."""
 
     loss: float
     direct: list[Tensor]
@@ -228,7 +229,7 @@ class Inexact:
 
     def _coupling(self, look: Look, k: int) -> float:
         bound, level = look.bounds[k], look.levels[k]
-        size, level.u = coupling(bound, level.y, look.seconds[k], bound.leaves, [True] * len(bound.leaves), level.u)
+        size, level.u = coupling(bound, level.y, look.seconds[k], bound.leaves, level.u)
         return size
 
     def _estimate(self, look: Look, upper: Upper, known: dict[str, float]) -> None:

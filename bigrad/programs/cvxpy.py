@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 import cvxpy as cp
 import numpy as np
 from cvxpy.lin_ops import lin_utils
+from cvxpy.reductions.dcp2cone.cone_matrix_stuffing import ParamConeProg
 
 from bigrad.program import Input, Program, Solver, Unknown
 from bigrad.programs import canonical, expressions
@@ -28,9 +29,14 @@ LARGE = 1000
 
 
 def declare(
-    upper: cp.Problem, lower: Sequence[cp.Problem], responds: Sequence[Sequence[cp.Variable]], default: Solver
+    upper: cp.Problem,
+    lower: Sequence[cp.Problem],
+    responds: Sequence[Sequence[cp.Variable]],
+    default: Solver,
+    rebuild: tuple[Any, ...],
 ) -> Program:
-    """The Program of CVXPY problems, one below for each follower; `bigrad.bilevel` documents the arguments."""
+    """The Program of CVXPY problems, one below for each follower; `bigrad.bilevel` documents the arguments, and Program
+    the last two."""
     roles = sort_roles(upper, lower, responds, matrices=True)
     source = Source(upper, lower, roles)
     plain = {id(v): source.plain[v.id] for v in (*roles.leader, *roles.follower)}
@@ -67,18 +73,8 @@ def declare(
         return goal.tree_copy(swap), [*(c.tree_copy(swap) for c in limits), *bounds]
 
     answers = [source.plain[v.id] for v in roles.follower]
-    prices = in_full = in_cone(rows, conic(cone, answers))
-    count = cone.x.size + cone.constr_size
-    if beyond := canonical.cones_beyond_linear(cone):
-        maps, convex, reason = None, False, f"the lower level needs the cones {', '.join(beyond)}"
-    elif count > LARGE and not any(whole(v, kind).size for v in roles.leader for kind in ("boolean", "integer")):
-        maps, convex = None, False
-        reason = f"{count} lower variables and constraints; up to {LARGE} are held in dense arrays"
-    else:
-        level = canonical.level(cone, answers, inputs)
-        prices = in_level(rows, level)
-        multipliers = prices.multipliers if roles.asked else None
-        maps, convex, reason = quadratic_form(*above(prices), level, roles, source.plain, multipliers)
+    in_full = in_cone(rows, conic(cone, answers))
+    maps, convex, reason, prices = _quadratic(cone, rows, above, answers, inputs, roles, source.plain)
     objective, constraints = above(in_full)
     smooth = Smooth(
         objective=objective,
@@ -104,16 +100,8 @@ def declare(
         smooth=smooth,
         source=source,
         default=default,
-        rebuild=(
-            _reload,
-            (
-                (upper.objective, upper.constraints),
-                [(problem.objective, problem.constraints) for problem in lower],
-                [list(answers) for answers in responds],
-                default,
-            ),
-        ),
-        duals=(prices if maps else in_full).handles(maps.sizes if maps else smooth.layout),
+        rebuild=rebuild,
+        duals=(prices or in_full).handles(maps.sizes if maps else smooth.layout),
         followers=len(lower),
         integers=_integers(variables),
     )
@@ -126,12 +114,6 @@ def _joined(belows: Sequence[cp.Problem]) -> cp.Problem:
     return cp.Problem(cp.Minimize(sum(p.objective.expr for p in belows)), [c for p in belows for c in p.constraints])
 
 
-def _reload(above: tuple[Any, Any], below: list[tuple[Any, Any]], responds: list[Any], default: Solver) -> Program:
-    upper, *lower = (cp.Problem(*pair) for pair in (above, *below))
-    renumber(upper, *lower)
-    return declare(upper, lower, responds, default)
-
-
 def renumber(*problems: cp.Problem) -> None:
     """See to it that new CVXPY objects do not take the ids that came with unpickled ones."""
     leaves = [leaf for problem in problems for leaf in (*problem.variables(), *problem.parameters())]
@@ -140,18 +122,32 @@ def renumber(*problems: cp.Problem) -> None:
     lin_utils.ID_COUNTER.count = max(lin_utils.ID_COUNTER.count, *ids) + 1
 
 
-def quadratic_form(
-    objective: cp.Expression,
-    above: list[cp.Constraint],
-    level: Level,
+def _quadratic(
+    cone: ParamConeProg,
+    rows: Sequence[tuple[cp.Constraint, slice]],
+    above: Callable[[Prices], tuple[cp.Expression, list[cp.Constraint]]],
+    answers: Sequence[cp.Variable],
+    inputs: Sequence[cp.Parameter],
     roles: Roles,
     plain: Mapping[int, cp.Variable],
-    multipliers: cp.Variable | None = None,
-) -> tuple[Maps | None, bool, str]:
-    """The Maps of the bilevel quadratic program, whether its upper level is convex, and, if there are none, why."""
-    upper, convex, reason = upper_level(objective, above, level, roles, plain, multipliers)
+) -> tuple[Maps | None, bool, str, Prices | None]:
+    """The Maps of the bilevel quadratic program, whether its upper level is convex, if there are none why, else its prices.
+
+    cone: the lower level, rows: those of its constraints with prices; above: the upper level with prices put in.
+    """
+    if beyond := canonical.cones_beyond_linear(cone):
+        return None, False, f"the lower level needs the cones {', '.join(beyond)}", None
+    count = cone.x.size + cone.constr_size
+    if count > LARGE and not any(whole(v, kind).size for v in roles.leader for kind in ("boolean", "integer")):
+        return None, False, f"{count} lower variables and constraints; up to {LARGE} are held in dense arrays", None
+    level = canonical.level(cone, answers, inputs)
+    prices = in_level(rows, level)
+    multipliers = prices.multipliers if roles.asked else None
+    upper, convex, reason = upper_level(*above(prices), level, roles, plain, multipliers)
+    if upper is None:
+        return None, convex, reason, None
     asked = [] if multipliers is None else [multipliers]
-    return (assemble(upper, level, roles, plain, asked) if upper else None), convex, reason
+    return assemble(upper, level, roles, plain, asked), convex, reason, prices
 
 
 def upper_level(

@@ -1,4 +1,4 @@
-"""Level: one ordinary model, whoever's language it was written in, as linear rows with integers and what is left over."""
+"""Level: one ordinary model, whosever language it was written in, as linear rows with integers and what is left over."""
 
 from __future__ import annotations
 
@@ -29,9 +29,10 @@ class Variables(Protocol):
 class Level:
     """min sense * (linear'v + v'Qv + constant) subject to rows on v, bounds and integers.
 
-    variables: who they are. names: (n,). lower, upper, integer: (n,). quadratic: {(i, j): coefficient}, i <= j. sense: +1
-    to minimise, -1 to maximise; objective: whether the model has one. products: {k: (i, j)} where variable k is bound to be
-    the product of booleans i and j. rest: names of constraints that no rows can say; the model itself must then be asked.
+    variables: who they are. names: (n,). lower, upper, integer: (n,). quadratic: {(i, j): coefficient}, i <= j. sense:
+    +1 to minimise, -1 to maximise; objective: whether the model has one. products: {k: (i, j)} where variable k is
+    bound to be the product of booleans i and j, product_rows: {k: the rows that bind it}. rest: names of constraints
+    that no rows can say; the model itself must then be asked.
     """
 
     variables: Variables

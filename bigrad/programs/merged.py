@@ -61,12 +61,8 @@ def merge(linked: Linked, base: Nested) -> tuple[Models, Nested]:
             f"CP-SAT's {names} needs every variable of both models integer and bounded; make them so."
         )
     domains = [cp_model.Domain(int(np.ceil(a)), int(np.floor(b))) for a, b in zip(base.lower, base.upper, strict=True)]
-    texts, rows, linking = (
-        ["", ""],
-        [base.leader_rows, base.follower_rows],
-        base.follower_rows.matrix[:, : base.leaders],
-    )
-    links = set(np.flatnonzero(abs(linking).sum(0)).tolist())
+    texts, rows = ["", ""], [base.leader_rows, base.follower_rows]
+    links = set(np.flatnonzero(abs(base.follower_rows.matrix[:, : base.leaders]).sum(0)).tolist())
     for k, (level, at) in enumerate(((linked.leader, linked.leader_at), (linked.follower, linked.follower_at))):
         if level is None or not level.rest:
             continue

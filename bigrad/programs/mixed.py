@@ -80,12 +80,14 @@ def declare(upper: cp.Problem, lower: cp.Problem | None, responds: Sequence[cp.V
             f"{who}variable '{first.name()}' is integer, and an integer follower has no prices: the upper problem mentions one."
         )
     leaves = Leaves((roles.parameters, roles.leader, roles.follower))
-    sign = _sense(upper)
+    sign, answers = _sense(upper), {v.id for v in roles.follower}
     try:
         top = _goal(upper, leaves)
         below = None if lower is None else _goal(lower, leaves)
         limits = [(c, True) for c in upper.constraints]
-        limits += [(c, any(v.id in _ids(roles.follower) for v in c.variables()) is False) for c in _rows_of(lower)]
+        limits += [
+            (c, not any(v.id in answers for v in c.variables())) for c in ([] if lower is None else lower.constraints)
+        ]
         rows = [_rows([_limit(c, leaves) for c, leads in limits if leads is side], leaves) for side in (True, False)]
     except NotLinearError as culprit:
         raise DeclarationError(f"{head}, but {culprit}. Write it with linear terms and auxiliary variables.") from None
@@ -129,14 +131,6 @@ def _reload(above: tuple[Any, Any], below: tuple[Any, Any] | None, responds: lis
     problems = [cp.Problem(*pair) for pair in (above, below) if pair is not None]
     renumber(*problems)
     return declare(problems[0], problems[1] if below else None, responds, default)
-
-
-def _ids(variables: Sequence[cp.Variable]) -> set[int]:
-    return {v.id for v in variables}
-
-
-def _rows_of(problem: cp.Problem | None) -> list[cp.Constraint]:
-    return [] if problem is None else problem.constraints
 
 
 def _goal(problem: cp.Problem, leaves: Leaves) -> Polynomial:
@@ -255,15 +249,10 @@ class Source(Publisher):
         minimised sense; Inf where none is found."""
         flat = tuple(flatten(np.asarray(inputs[p], dtype=float), p.ndim) for p in self.costs.parameters)
         nested = self.form.at(self.costs(flat))
-        w, n, leads = (
-            np.concatenate([flatten(values[u.handle], len(u.shape)) for u in self.unknowns]),
-            nested.leaders,
-            False,
-        )
+        w, n = np.concatenate([flatten(values[u.handle], len(u.shape)) for u in self.unknowns]), nested.leaders
         x, y = w[:n], w[n:]
         if self.lower is None:
-            leads, costs, own, other = True, nested.leader.on_leader(y), x, y
+            costs, own, found = nested.leader.on_leader(y), x, best(nested, True, y)
         else:
-            costs, own, other = nested.follower.on_follower(x), y, x
-        found = best(nested, leads, other)
+            costs, own, found = nested.follower.on_follower(x), y, best(nested, False, x)
         return np.inf if found is None else float(costs @ (own - found))

@@ -111,7 +111,7 @@ def declare(
         source=Source(form, None if below is None else below.sense),
         default=default,
         rebuild=(_again, (Declaration(leader, follower, copies, responds, costs, default, (top, own)),)),
-        shown=_shown(linked, form, copies, responds),
+        shown=_shown(linked, copies, responds),
     )
 
 
@@ -144,7 +144,7 @@ def _unknowns(linked: Linked, form: Combinatorial) -> tuple[Unknown, ...]:
     return tuple(found[k] for k in range(form.base.leaders + form.base.followers))
 
 
-def _shown(linked: Linked, form: Combinatorial, copies: Any, responds: Any) -> tuple[Any, ...]:
+def _shown(linked: Linked, copies: Any, responds: Any) -> tuple[Any, ...]:
     """What a layer returns where nothing is named: the leader's linked variables and the follower's visible ones, else all."""
     owners = [
         linked.leader.variables.handle(k)

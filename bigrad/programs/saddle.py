@@ -79,26 +79,25 @@ def declare(
         ),
     )
     if len(lower) > 1:
-        program = levels.declare(upper, lower, responds, default)
-        return replace(program, why_not_saddle="it has several followers", rebuild=rebuild)
+        program = levels.declare(upper, lower, responds, default, rebuild)
+        return replace(program, why_not_saddle="it has several followers")
     roles = sort_roles(upper, lower, responds, matrices=True)
     why = ""
     try:
         game = _game(upper, lower[0], roles, default)
     except (NoGameError, DeclarationError) as reason:
         why = str(reason)
+    late = partial(levels.declare, upper, lower, responds, default, rebuild)
     if why:  # outside of the handler: a refusal does not drag this reason behind it
-        return replace(_bilevel(upper, lower, responds, default, why), why_not_saddle=why, rebuild=rebuild)
+        return replace(_bilevel(late, why), why_not_saddle=why)
     sign = 1.0 if isinstance(upper.objective, cp.Minimize) else -1.0
-    late = partial(levels.declare, upper, lower, responds, default)
     return ZeroSum.late(game, sign, Source(upper, lower, roles), rebuild, late)
 
 
-def _bilevel(
-    upper: cp.Problem, lower: Sequence[cp.Problem], responds: Sequence[Sequence[cp.Variable]], default: Solver, why: str
-) -> Program:
+def _bilevel(late: Callable[[], Program], why: str) -> Program:
+    """The Program without the form of a game, which it has not for the reason `why`."""
     try:
-        return levels.declare(upper, lower, responds, default)
+        return late()
     except DeclarationError as refusal:
         if why.startswith(NO_SUM):
             raise

@@ -64,9 +64,6 @@ def branch(search: Search, items: np.ndarray, nodes: int, limit: float) -> np.nd
         pair = np.where(tight | loose, -1.0, clash).argmax(-1)
         here = np.zeros(tight.shape, bool)
         here[np.arange(len(items)), pair] = True
-        items, tight, loose = (
-            np.tile(items, 2),
-            np.concatenate([tight | here, tight]),
-            np.concatenate([loose, loose | here]),
-        )
+        items = np.tile(items, 2)
+        tight, loose = np.concatenate([tight | here, tight]), np.concatenate([loose, loose | here])
     return proven

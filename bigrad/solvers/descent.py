@@ -279,11 +279,6 @@ class Followed:
     steps: int
     ahead: bool
 
-    @property
-    def differentiable(self) -> bool:
-        """Whether its steps can be followed by autograd."""
-        return isinstance(self.method, AbstractMethod)
-
     def first(self) -> State:
         """The state at the start."""
         assert isinstance(self.method, AbstractMethod)

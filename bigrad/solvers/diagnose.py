@@ -12,7 +12,7 @@ from bigrad.quadratic import Data, Sizes
 from bigrad.solution import Status
 
 
-def diagnose(data: Data, sizes: Sizes, game: bool = False) -> Status:
+def diagnose(data: Data, sizes: Sizes, game: bool) -> Status:
     """The status of one item (arrays without a batch) for which no bilevel-feasible point was found.
 
     game: several followers see each other, so that an answer of each is not yet an equilibrium.

@@ -17,6 +17,7 @@ from functools import cached_property
 import numpy as np
 
 from bigrad.affine import mv
+from bigrad.exchange import inverses
 from bigrad.quadratic import Data, Sizes, kkt, stack
 from bigrad.solvers.convex import EQUALITY, INFEASIBLE, INFINITY, if_unbounded, quadratic_program
 
@@ -215,10 +216,5 @@ class _HeldInverse:
 
 def _inverse(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Inverses of a batch of matrices, and which of them can be trusted."""
-    good = np.ones(len(matrix), bool)
-    try:
-        inverse = np.linalg.inv(matrix)
-    except np.linalg.LinAlgError:
-        good = np.linalg.slogdet(matrix)[0] != 0
-        inverse = np.linalg.inv(np.where(good[:, None, None], matrix, np.eye(matrix.shape[-1])))
+    inverse, good = inverses(matrix)
     return inverse, good & (abs(inverse).max((-1, -2)) * abs(matrix).max((-1, -2)) < 1e9)

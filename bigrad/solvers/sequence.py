@@ -34,7 +34,7 @@ WEAK = 1e-4
 """Weight of the proximal term where a model has no finite minimum."""
 
 
-class Sequence:
+class Sequential:
     """The best point of a search, and how to look for better ones.
 
     limit: quadratic programs for one piece; clock: seconds left. bound: a proven lower bound, -inf if none is known.

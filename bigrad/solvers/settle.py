@@ -7,7 +7,7 @@ import numpy as np
 from bigrad.solution import Status
 from bigrad.solvers.active import free_unknowns, kinks
 from bigrad.solvers.model import Frame
-from bigrad.solvers.sequence import Sequence
+from bigrad.solvers.sequence import Sequential
 from bigrad.solvers.sparse_qp import BROKEN, LATE
 from bigrad.solvers.verdict import FEASIBLE, TINY, Verdict, claim, measure
 from bigrad.sparse import curves_upwards, solve_sparse
@@ -16,7 +16,7 @@ STEPS = 6
 """Newton steps of the polish at most."""
 
 
-def conclude(search: Sequence, starts: int) -> Verdict:
+def conclude(search: Sequential, starts: int) -> Verdict:
     """The verdict on a search."""
     blank = Verdict(Status.FAILED, bound=search.bound, starts=starts, iterations=search.iterations)
     if search.unbounded:

@@ -6,7 +6,7 @@ sequence.py has the search and its sources, model.py what makes its models conve
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence as Items
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,7 @@ from bigrad.programs.system import System
 from bigrad.solution import Outcome, Point, Status
 from bigrad.solvers.base import AbstractSolver, batch_size, check_settings, whole_numbers
 from bigrad.solvers.model import Frame
-from bigrad.solvers.sequence import Sequence
+from bigrad.solvers.sequence import Sequential
 from bigrad.solvers.settle import conclude
 from bigrad.solvers.verdict import Verdict, gather
 from bigrad.sparse import semidefinite
@@ -67,7 +67,7 @@ class Sparse(AbstractSolver):
         return self, "A penalty path, then a local search over pieces, by sparse quadratic programs."
 
     def solve(
-        self, program: Program, theta: tuple[np.ndarray, ...], warm_start: Items[Point | None] | None = None
+        self, program: Program, theta: tuple[np.ndarray, ...], warm_start: Sequence[Point | None] | None = None
     ) -> Outcome:
         """Solve a batch; see AbstractSolver.solve."""
         batch = batch_size(theta)
@@ -88,7 +88,7 @@ class Sparse(AbstractSolver):
             frame = Frame(system)
             if not semidefinite(frame.jacobian(system.origin)[frame.sigma][:, frame.u].tocsc()):
                 return Verdict(Status.NONCONVEX_LOWER)
-            search = Sequence(frame, self.max_iterations, lambda: end - time.perf_counter())
+            search = Sequential(frame, self.max_iterations, lambda: end - time.perf_counter())
             starts = int(warm is not None)
             if warm is not None:
                 resume(search, warm)
@@ -107,7 +107,7 @@ class Sparse(AbstractSolver):
             return Verdict(Status.FAILED)
 
 
-def begin(search: Sequence) -> None:
+def begin(search: Sequential) -> None:
     """From the follower's answers along the penalty path, its end first, to the first that leads to a solution."""
     for point in search.path():
         v = search.answer(point)
@@ -118,7 +118,7 @@ def begin(search: Sequence) -> None:
                 return
 
 
-def resume(search: Sequence, point: Point) -> None:
+def resume(search: Sequential, point: Point) -> None:
     """From an earlier solution, on its own sides and on those of the follower's answer to it."""
     frame = search.frame
     v = frame.system.origin.copy()

@@ -40,7 +40,7 @@ class Optimum(NamedTuple):
 
 
 def solve_qp(
-    P: sp.spmatrix, q: np.ndarray, E: sp.spmatrix, e: np.ndarray, G: sp.spmatrix, g: np.ndarray, seconds: float = np.inf
+    P: sp.spmatrix, q: np.ndarray, E: sp.spmatrix, e: np.ndarray, G: sp.spmatrix, g: np.ndarray, seconds: float
 ) -> Optimum:
     """Solve silently, in at most so many seconds; what goes wrong is in the status."""
     import clarabel

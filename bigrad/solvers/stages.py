@@ -331,10 +331,10 @@ class Stages:
             rows=rows, jacobian=jacobian, hessian=hessian,
             jacobian_at=(row[J.rows[jac]], at[J.columns[jac]]), hessian_at=(at[H.rows[hes]], at[H.columns[hes]]),
         )  # fmt: skip
-        return nlp if pull is None else _pulled(nlp, pull, reach, at, keep)
+        return nlp if pull is None else _pulled(nlp, pull, reach)
 
 
-def _pulled(nlp: Nlp, pull: np.ndarray, reach: float, at: np.ndarray, keep: np.ndarray) -> Nlp:
+def _pulled(nlp: Nlp, pull: np.ndarray, reach: float) -> Nlp:
     """The same region with the objective pull'z + reach |z|^2 / 2; the curvature of the rows is kept.
 
     Where the leader's objective is not defined its Hessian is NaN even with factor 0; there, curvature is left out.
