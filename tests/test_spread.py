@@ -251,7 +251,7 @@ def test_what_bigrad_raises_travels_back():
     assert (str(error), error.failures) == ("2 of 3", {1: Status.FAILED})
 
 
-@pytest.mark.parametrize("wrong", [{"chunk": 0}, {"time_limit": -1.0}, {"solver": bg.Spread()}])
+@pytest.mark.parametrize("wrong", [{"chunk": 0}, {"time_limit": -1.0}, {"time_limit": 0.0}, {"solver": bg.Spread()}])
 def test_wrong_settings_are_refused(wrong):
     with pytest.raises(bg.InputError, match=next(iter(wrong))):
         bg.Spread(**wrong)
