@@ -180,3 +180,17 @@ def test_pairs_that_scip_presolves_away():
     solution = program.solve(solver=bg.Global())
     assert solution.status is bg.Status.GLOBAL
     assert solution.value == pytest.approx(best_of_all_pieces(program), abs=1e-6)
+
+
+def test_a_quadratic_program_that_daqp_calls_unbounded():
+    """The follower is indifferent where both its costs vanish, at x == (0, 2), and has no answer elsewhere: F = (y0 - y1)^2 - 4."""
+    x, y = cp.Variable(2, name="x"), cp.Variable(2, name="y")
+    follower = cp.Problem(cp.Minimize((2 - x[0] - x[1]) * y[0] + 2 * x[0] * y[1]))
+    leader = cp.Problem(cp.Minimize(cp.square(x[0] + y[0] - y[1]) + 2 * x[0] - 2 * x[1]), [-2 * x[0] <= 2])
+    program = bg.bilevel(leader, follower, responds=[y])
+    for solver in (bg.Auto(), bg.Global()):
+        solution = program.solve(solver=solver, verify=True)
+        assert solution.status is bg.Status.GLOBAL, solution
+        assert abs(solution.stats.follower_gap) < 1e-6
+        assert solution.value == pytest.approx(-4.0)
+        np.testing.assert_allclose(solution[x], [0, 2], atol=1e-9)
