@@ -165,3 +165,32 @@ def test_claims_hold_on_many_degenerate_programs(kind):
     """The same, on many."""
     for seed in range(12, 150):
         check(seed, kind)
+
+
+def test_pairs_that_scip_presolves_away():
+    """Here its presolving lost a pair, and a ray that is none was taken for one."""
+    x, y = cp.Variable(2, name="x"), cp.Variable(3, name="y")
+    A, B = np.array([[-1, 0, 0], [2, -2, -2], [1, 0, -2], [0, 0, 0]]), np.array([[0, 0], [-1, -2], [1, 1], [0, 0]])
+    follower = cp.Minimize(cp.quad_form(y, cp.psd_wrap(np.outer([1, -1, -1], [1, -1, -1]))) - y[0] + y[1] + y[2])
+    leader = cp.square(x[0] + x[1] + y[0]) + cp.square(x[1] + y[2]) + x[0] + 2 * y[0] - y[1] - y[2]
+    rows = np.array([[0, 1, 1, 0, 1], [1, 0, 0, 0, 0], [0, 1, 0, 0, 0], [-1, 0, 0, 0, 0], [0, -1, 0, 0, 0]])
+    upper = [rows @ cp.hstack([x, y]) <= [2, 3, 3, 0, 0]]
+    lower = cp.Problem(follower, [A @ y + B @ x <= [0, 0, -1, 0]])
+    program = bg.bilevel(cp.Problem(cp.Minimize(leader), upper), lower, responds=[y])
+    solution = program.solve(solver=bg.Global())
+    assert solution.status is bg.Status.GLOBAL
+    assert solution.value == pytest.approx(best_of_all_pieces(program), abs=1e-6)
+
+
+def test_a_quadratic_program_that_daqp_calls_unbounded():
+    """The follower is indifferent where both its costs vanish, at x == (0, 2), and has no answer elsewhere: F = (y0 - y1)^2 - 4."""
+    x, y = cp.Variable(2, name="x"), cp.Variable(2, name="y")
+    follower = cp.Problem(cp.Minimize((2 - x[0] - x[1]) * y[0] + 2 * x[0] * y[1]))
+    leader = cp.Problem(cp.Minimize(cp.square(x[0] + y[0] - y[1]) + 2 * x[0] - 2 * x[1]), [-2 * x[0] <= 2])
+    program = bg.bilevel(leader, follower, responds=[y])
+    for solver in (bg.Auto(), bg.Global()):
+        solution = program.solve(solver=solver, verify=True)
+        assert solution.status is bg.Status.GLOBAL, solution
+        assert abs(solution.stats.follower_gap) < 1e-6
+        assert solution.value == pytest.approx(-4.0)
+        np.testing.assert_allclose(solution[x], [0, 2], atol=1e-9)

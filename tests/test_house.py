@@ -167,8 +167,8 @@ INSIDE = {
         {"projected", "reformulation", "search", "sequence", "spatial", "stages"},
         {"lbfgs", "methods", "model", "piece", "recall", "sos", "starts", "uno"},
         {"equilibrium"},
-        {"active", "attain", "conic", "convex", "diagnose", "primal_dual", "scaling", "separable", "sparse_qp"},
-        {"base"},
+        {"active", "attain", "conic", "convex", "diagnose", "primal_dual", "scaling", "separable"},
+        {"base", "sparse_qp"},
     ],
     "gradients": [
         {"joint", "levels"},

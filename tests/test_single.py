@@ -198,6 +198,24 @@ def test_balls_agree_with_the_cone_program_and_finite_differences(name):
     assert max(abs(s.stats.follower_gap) for s in verified) < 1e-7
 
 
+def test_dependent_rows_are_called_singular():
+    """At a corner where more rows push back than there are variables; the rank of these rows is the oracle."""
+    y, t, total, cap = cp.Variable(3, name="y"), cp.Parameter(3), cp.Parameter(), cp.Parameter(3)
+    rows = [y >= 0, cp.sum(y) == total, y <= cap]
+    layer = bg.Layer(bg.argmin(cp.Problem(cp.Minimize(cp.sum_squares(y - t) / 2), rows)), variables=[y])
+    wishes = [[1.0, -1, 1], [1, -1, 1], [-1, -2, -1], [-1, -2, -1]]
+    totals, caps = [1.0, 1, 0, 1], [[0.5, 1, 0.5], [1, 1, 1], [1, 1, 1], [1, 1, 1]]
+    values = {t: wishes, total: totals, cap: caps}
+    given = [torch.tensor(values[i.handle], dtype=torch.float64) for i in layer.program.inputs]
+    (found,) = layer(*given)
+    eye = np.eye(3)
+    for answer, wish, upper, solution in zip(found.numpy(), wishes, caps, layer.solve(*given), strict=True):
+        assert solution.stats.solver == "ActiveSet"
+        J = np.vstack([np.ones((1, 3)), eye[answer == 0], eye[answer == upper]])
+        assert solution.stats.singular == (np.linalg.matrix_rank(J) < len(J)), (wish, solution)
+    assert [s.stats.singular for s in layer.solve(*given)] == [True, False, True, False]
+
+
 def test_balls_that_are_empty_or_a_point():
     y, p, r = cp.Variable(2, name="y"), cp.Parameter(2, name="p"), cp.Parameter(name="r")
     P, R = leaf([[3.0, 4.0]] * 4), leaf([1.0, -1.0, 0.0, float("nan")])

@@ -140,7 +140,7 @@ def settled(data: Data, sizes: Sizes, batch: int, form: Separable | None) -> Out
         biactive=none,
         degenerate=(idle & (slack <= near_zero(slack))).sum(-1),
         strongly_stationary=good,
-        singular=~good,
+        singular=~good | (form.singular(free[:, n:]) if form else False),
         seconds=np.zeros(batch),
         factors=factors,
     )

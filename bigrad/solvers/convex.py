@@ -5,7 +5,7 @@
 where `top` and `bottom` may be longer than A: their first entries are then bounds on the first variables.
 
 DAQP is fast and releases the interpreter lock, but on degenerate data it refuses dependent equalities, now and then
-calls a feasible program infeasible at tolerances near rounding, and calls some bounded linear programs unbounded. A
+calls a feasible program infeasible at tolerances near rounding, and calls some bounded programs unbounded. A
 wrong word here would become a wrong claim of a global optimum. DAQP: Arnstrom, Bemporad and Axehill, "A dual active-set
 solver for embedded quadratic programming", 2022.
 """
@@ -14,6 +14,9 @@ from __future__ import annotations
 
 import daqp
 import numpy as np
+import scipy.sparse as sp
+
+from bigrad.solvers.sparse_qp import solve_qp
 
 INFINITY, EQUALITY = 1e30, 5
 SOLVED, INFEASIBLE, BROKEN, UNBOUNDED, OVERDETERMINED = 1, -1, -2, -3, -6
@@ -49,7 +52,7 @@ def quadratic_program(*problem: np.ndarray) -> tuple[np.ndarray, float, int, np.
 def if_unbounded(*problem: np.ndarray) -> tuple[np.ndarray, float, int, np.ndarray]:
     """A program that DAQP called unbounded, decided by HiGHS.
 
-    Its recession cone says whether it is, and if not, it is solved.
+    Its recession cone says whether it is, and if not, it is solved, by Clarabel where DAQP cannot.
     """
     from scipy.optimize import linprog
 
@@ -69,12 +72,19 @@ def if_unbounded(*problem: np.ndarray) -> tuple[np.ndarray, float, int, np.ndarr
         return f, -np.inf, UNBOUNDED, top
     if H.any():
         answer = daqp.solve(*problem, **SETTINGS | {"eps_prox": PROXIMAL})
-        return answer[0], answer[1], answer[2] if answer[2] > 0 else BROKEN, answer[3]["lam"]
-    result = linprog(f, soft, ends, rigid, top[equal], free, method="highs")
-    if result.status != 0:
-        return f, 0.0, BROKEN, top
+        if answer[2] > 0:
+            return answer[0], answer[1], answer[2], answer[3]["lam"]
+        found = solve_qp(sp.csc_array(H), f, sp.csc_array(rigid), top[equal], sp.csc_array(soft), ends)
+        if not found.sharp:
+            return f, 0.0, BROKEN, top
+        point, value, rigid_dual, soft_dual = found.v, found.value, found.equal, found.below
+    else:
+        result = linprog(f, soft, ends, rigid, top[equal], free, method="highs")
+        if result.status != 0:
+            return f, 0.0, BROKEN, top
+        point, value, rigid_dual, soft_dual = result.x, result.fun, -result.eqlin.marginals, -result.ineqlin.marginals
     dual = np.zeros(len(top))
-    dual[equal] = -result.eqlin.marginals
-    dual[below] = -result.ineqlin.marginals[: below.sum()]
-    dual[above] += result.ineqlin.marginals[below.sum() :]
-    return result.x, result.fun, SOLVED, dual
+    dual[equal] = rigid_dual
+    dual[below] = soft_dual[: below.sum()]
+    dual[above] -= soft_dual[below.sum() :]
+    return point, value, SOLVED, dual

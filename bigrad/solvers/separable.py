@@ -227,6 +227,27 @@ class Separable:
             turns = np.concatenate([(start - level) / self.a for level in levels], -1)
         return np.sort(np.where(np.isfinite(turns), turns, np.nan), -1)
 
+    def singular(self, held: np.ndarray) -> np.ndarray:
+        """Items, bool (batch,), whose matrix in `solve` is singular: rows that are held depend on each other."""
+        return self._stuck(held)[2]
+
+    def _stuck(self, held: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Which variables the rows of one variable fix, 1 / q of the others, and which items are singular."""
+        _, above, below, bent, tops, bottoms, ups, downs, _ = self.places
+        fixed = np.zeros((len(held), len(self.own)), bool)
+        fixed[:, above], low = held[:, tops], held[:, bottoms]
+        singular: Any = (fixed[:, below] & low).any(-1)
+        fixed[:, below] |= low
+        if (self.t >= 0).any():
+            rise, fall = held[:, ups], held[:, downs]
+            singular |= ((rise & fall & fixed[:, bent]) | ~(rise | fall)).any(-1)
+            fixed[:, bent] |= rise & fall
+        weight = np.where(fixed, 0.0, 1 / self.q)
+        if self.coupling >= 0:
+            least = 1e-12 * (self.a**2 / self.q).sum()
+            singular |= held[:, self.coupling] & (weight @ self.a**2 <= least)
+        return fixed, weight, singular
+
     def solve(self, held: np.ndarray, goal: np.ndarray, rest: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Solve [Q J'; J 0] (u, v) = (goal, rest) for each item, rows that are not `held` left out and their v zero:
         ((u, v), singular).
@@ -236,29 +257,23 @@ class Separable:
         own, above, below, bent, tops, bottoms, ups, downs, sizes = self.places
         curved = bool((self.t >= 0).any())
         high, low, rise, fall = (held[:, rows] for rows in (tops, bottoms, ups, downs))
-        fixed, at = np.zeros((len(held), len(self.own)), bool), np.zeros((len(held), len(self.own)))
-        fixed[:, above] = high
-        singular: Any = (fixed[:, below] & low).any(-1)
-        fixed[:, below] |= low
+        fixed, weight, singular = self._stuck(held)
+        at = np.zeros(fixed.shape)
         if moved := rest.any():  # in an adjoint it seldom is
             at[:, above] = np.where(high, rest[:, tops] / self.slope[tops], 0.0)
             at[:, below] = np.where(low, rest[:, bottoms] / self.slope[bottoms], at[:, below])
         target, alpha, extra = goal[:, own], self.slope[ups], goal[:, sizes]
         if curved:
             corner = rise & fall
-            singular |= ((corner & fixed[:, bent]) | ~(rise | fall)).any(-1)
             if moved:
                 at[:, bent] = np.where(corner, (rest[:, ups] - rest[:, downs]) / (2 * alpha), at[:, bent])
-            fixed[:, bent] |= corner
             if extra.any():
                 target = target.copy()
                 target[:, bent] += alpha * extra * ((rise & ~fall) * 1.0 - (fall & ~rise))
         u, kappa = np.where(fixed, at, target / self.q), np.zeros((len(held), 1))
         left = target - self.q * u
         if self.coupling >= 0:
-            weight, tied = np.where(fixed, 0.0, 1 / self.q), held[:, self.coupling]
-            S = weight @ self.a**2
-            singular |= tied & (1e-12 * (self.a**2 / self.q).sum() >= S)
+            S, tied = weight @ self.a**2, held[:, self.coupling]
             gap = u @ self.a - rest[:, self.coupling]
             kappa = np.where(tied, gap / np.where(S > 0, S, 1.0), 0.0)[:, None]
             u = u - weight * self.a * kappa

@@ -36,6 +36,8 @@ EDGE = 1e-3
 """A bound this close to the floor, relatively, may be the floor."""
 FLAT = 1e-10
 """An eigenvalue below this, relative to the largest, is zero."""
+BREACH = 1e-5
+"""A pair with both values above this, relatively, is broken."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,8 +122,31 @@ def fresh(gap: tuple[float, float], seconds: float, tolerance: float) -> Any:
     return model
 
 
-def solved(model: Any, v: Iterable[Any]) -> Found:
-    """Run a model; v: its variables of interest."""
+def solved(model: Any, v: Iterable[Any], pairs: Iterable[Iterable[Any]] = ()) -> Found:
+    """Run a model; v: its variables of interest, pairs: its ordered sets.
+
+    SCIP's presolving can lose an ordered set whose variables it has aggregated. Where its point breaks one, it runs again
+    without presolving.
+    """
+    from pyscipopt import SCIP_PARAMSETTING
+
+    places, pairs = list(v), list(pairs)
+    found = _optimised(model, places)
+    if found.v is None or all(_kept(model, pair) for pair in pairs):
+        return found
+    model.freeTransform()
+    model.setPresolve(SCIP_PARAMSETTING.OFF)
+    found = _optimised(model, places)
+    return found if found.v is None or all(_kept(model, pair) for pair in pairs) else Found(BROKEN, None, -np.inf)
+
+
+def _kept(model: Any, pair: Iterable[Any]) -> bool:
+    """Whether all but one of an ordered set are zero at SCIP's point."""
+    sizes = sorted(abs(model.getSolVal(model.getBestSol(), variable)) for variable in pair)
+    return bool(sizes[-2] <= BREACH * (1 + sizes[-1]))
+
+
+def _optimised(model: Any, v: list[Any]) -> Found:
     try:
         with quiet:
             model.optimizeNogil()
@@ -157,12 +182,13 @@ def _run(
             model.addCons(left == float(top) if equal else left <= float(top))
         elif (abs(top) if equal else -top) > tolerance:
             return Found(INFEASIBLE, None, np.inf)
-    for a, b in program.pairs:
-        model.addConsSOS1([v[a], v[b]])
+    pairs = [(v[a], v[b]) for a, b in program.pairs]
+    for pair in pairs:
+        model.addConsSOS1(list(pair))
     extra = _objective(model, program, v, linear, floor)
     if start is not None:
         offer(model, [*zip(v, start, strict=True), *extra(start)])
-    return solved(model, v)
+    return solved(model, v, pairs)
 
 
 def _objective(model: Any, program: Sos, v: list[Any], linear: Any, floor: float) -> Any:

@@ -73,7 +73,7 @@ def minimise(
             slack = -system.rows(start)[model.kappa]
             pairs = zip([*model.v, *model.slack, w], [*start, *slack, max(system.objective(start), base)], strict=True)
             sos.offer(model.scip, pairs)
-        return sos.solved(model.scip, model.v)
+        return sos.solved(model.scip, model.v, model.pairs)
 
     return sos.followed(run, floor, seconds)
 
@@ -89,7 +89,7 @@ def empty(system: System, integer: np.ndarray, seconds: float, *, answers: bool 
     theirs = np.r_[system.compiled.columns, np.arange(layout.x, layout.x + layout.y), system.blocks.lam]
     shared = set(at.rows[np.isin(at.columns, theirs) | (at.columns >= layout.blocks[2].start)].tolist())
     model.rows((k, entry) for k, entry in enumerate(model.upper()[1]) if k not in shared)
-    return sos.solved(model.scip, model.v).status == sos.INFEASIBLE
+    return sos.solved(model.scip, model.v, model.pairs).status == sos.INFEASIBLE
 
 
 class _Model:
@@ -97,6 +97,7 @@ class _Model:
 
     def __init__(self, system: System, integer: np.ndarray, scip: Any):
         self.system, self.scip, layout, n = system, scip, system.layout, system.layout.primal
+        self.pairs: list[list[Any]] = []
         whole, blocks = set(integer.tolist()), system.blocks
         idle = {*blocks.chart.tolist(), *blocks.mu.tolist()}
         self.v = np.array([self._variable(k, k in whole, k in idle) for k in range(n)], dtype=object)
@@ -126,6 +127,11 @@ class _Model:
             self.scip.chgVarLb(variable, float(low))
         if np.isfinite(high):
             self.scip.chgVarUb(variable, float(high))
+
+    def _apart(self, pair: list[Any]) -> None:
+        """One of the two is zero."""
+        self.scip.addConsSOS1(pair)
+        self.pairs.append(pair)
 
     def row(self, expression: Any, *, equal: bool = True) -> None:
         """expression == 0, or <= 0."""
@@ -170,7 +176,7 @@ class _Model:
         for row in self.sigma:
             self.row(self._lower(row))
         for pair in zip(self.lam, self.slack, strict=True):
-            self.scip.addConsSOS1(list(pair))
+            self._apart(list(pair))
         for graph, (cone, s, lam) in zip(self.graphs, self._cones(), strict=True):
             if graph is None:
                 self._ball(lam)
@@ -181,7 +187,7 @@ class _Model:
                 over, slope, slack = graph
                 head = 2 if cone.name == "ExpCone" else 0
                 self.scip.chgVarLb(lam[head], 0.0)
-                self.scip.addConsSOS1([lam[head], slack])
+                self._apart([lam[head], slack])
                 self.row(lam[over] + lam[head] * slope)
 
     def _cones(self) -> Iterable[tuple[Any, np.ndarray, np.ndarray]]:
@@ -208,7 +214,7 @@ class _Model:
             return 0, slope, slack
         p = round(1 / cone.alpha, DIGITS)
         parts = [scip.addVar(lb=0.0) for _ in range(2)]
-        scip.addConsSOS1(parts)
+        self._apart(parts)
         self.row(inverse * s[2] - parts[0] + parts[1])
         self.row(s[0] - (1 / inverse) * (parts[0] ** p + parts[1] ** p) - slack)
         self.row(slope - p * (parts[0] ** (p - 1) - parts[1] ** (p - 1)))
