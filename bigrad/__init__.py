@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bigrad import datasets, losses
+    from bigrad.algebra.krylov import CG, GMRES, MINRES, T1T2, Neumann
     from bigrad.auto import Auto
     from bigrad.declare import argmin, bilevel
     from bigrad.exact.cuts import Cuts
@@ -48,7 +49,6 @@ if TYPE_CHECKING:
     from bigrad.gradients.stencils import Central, Forward, SecondOrder
     from bigrad.gradients.steps import Absolute, Adaptive, Relative
     from bigrad.gradients.unrolled import Unrolled
-    from bigrad.krylov import CG, GMRES, MINRES, T1T2, Neumann
     from bigrad.layer import Layer
     from bigrad.memory import Memory
     from bigrad.optim.bome import BOME, GapGradient, GapValue
@@ -122,7 +122,7 @@ _NAMES = {
     "gradients.stencils": "Central Forward SecondOrder",
     "gradients.steps": "Absolute Adaptive Relative",
     "gradients.unrolled": "Unrolled",
-    "krylov": "CG GMRES MINRES Neumann T1T2",
+    "algebra.krylov": "CG GMRES MINRES Neumann T1T2",
     "layer": "Layer",
     "memory": "Memory",
     "optim.bome": "BOME GapGradient GapValue",

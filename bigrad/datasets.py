@@ -356,13 +356,13 @@ def read_mibs(path: str | Path) -> Program:
     """The program of an instance in MibS's format (BOBILib's), to be minimised by the leader.
 
     path: NAME.mps, NAME.aux or NAME: both files are read, index-based or name-based, the interdiction form too
-    (`bigrad/mibs.py` has the format). The columns' names stand for the variables, `solution["x1"]`; the objectives'
+    (`bigrad/discrete/mibs.py` has the format). The columns' names stand for the variables, `solution["x1"]`; the objectives'
     coefficients are the inputs `leader` (all columns, the leader's first) and `follower` (its own), `follower` alone where
     the leader removes columns: it stands against the follower.
 
     Raises FileNotFoundError where one of the files is not there, InputError for one that breaks the format.
     """
-    from bigrad import mibs
+    from bigrad.discrete import mibs
     from bigrad.auto import Auto
     from bigrad.programs.nested import declare
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.forward_ad import unpack_dual
 
-from bigrad.affine import flatten, on_host
+from bigrad.algebra.affine import flatten, on_host
 from bigrad.auto import Auto
 from bigrad.failure import failure
 from bigrad.gradients.base import AbstractGradient, attach, attach_pull, eager

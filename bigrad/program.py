@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import scipy.sparse as sp
 
-from bigrad.affine import Array, flatten, namespace, product, unflatten
-from bigrad.combinatorial import Combinatorial
+from bigrad.algebra.affine import Array, flatten, namespace, product, unflatten
+from bigrad.algebra.quadratic import Maps
+from bigrad.discrete.combinatorial import Combinatorial
 from bigrad.handles import Decisions, listed, same
-from bigrad.quadratic import Maps
 from bigrad.solution import CapabilityError, InputError, Outcome, Point, Solution, Status
 
 if TYPE_CHECKING:

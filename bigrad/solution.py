@@ -143,7 +143,7 @@ class Outcome:
     the form that was solved (`smooth` or quadratic); free: which of them were not held at zero. tight: (batch, pairs),
     the side of each pair. value and bound: upper objective, minimised. The other arrays are the fields of Stats. units:
     (unknowns,) or (batch, unknowns), factors of w in which the program's numbers are of order one, None if the solver
-    knows none. factors: the KKT matrix ready for more solves (`bigrad.linear.Bordered`, `bigrad.exchange.Items` and
+    knows none. factors: the KKT matrix ready for more solves (`bigrad.algebra.linear.Bordered`, `bigrad.algebra.exchange.Items` and
     their like), where the solver has it. cause: (batch,) strings, None if all are empty. form:
     the program whose unknowns w holds, where that is not the program that was solved. effort: (batch, 3), cuts,
     follower_solves and rounding of Stats, None if there were none.

@@ -8,8 +8,8 @@ from oracles import Choice
 from ortools.sat.python import cp_model
 
 import bigrad as bg
+from bigrad.discrete.nested import Nested, Rows
 from bigrad.exact.cuts import Found, gathered
-from bigrad.nested import Nested, Rows
 from bigrad.solution import Outcome, Status
 from bigrad.solvers.base import AbstractSolver, batch_size
 

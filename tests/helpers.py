@@ -208,7 +208,7 @@ def check_follower(A: np.ndarray, slack: np.ndarray, pull: np.ndarray, H: np.nda
 class RandomQuadratic(Case):
     """A random bilevel quadratic program.
 
-    `arrays` holds its blocks by the letters of bigrad/quadratic.py where they are there.
+    `arrays` holds its blocks by the letters of bigrad/algebra/quadratic.py where they are there.
     """
 
     arrays: dict[str, np.ndarray] = field(default_factory=dict)

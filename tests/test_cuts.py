@@ -13,10 +13,10 @@ from scipy.optimize import linprog
 
 import bigrad as bg
 from bigrad import CapabilityError, InputError, Status
+from bigrad.discrete.mibs import read_mibs
+from bigrad.discrete.nested import Nested, Objective, Rows
 from bigrad.exact.answers import Pool
 from bigrad.exact.nested import refusal, search
-from bigrad.mibs import read_mibs
-from bigrad.nested import Nested, Objective, Rows
 
 DATA = Path(__file__).parent / "data" / "mibs"
 FREE = np.inf

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from bigrad.exchange import Exchange
-from bigrad.linear import exchange, solve_free
+from bigrad.algebra.exchange import Exchange
+from bigrad.algebra.linear import exchange, solve_free
 
 
 def alike(n: int = 60, batch: int = 12, changes: int = 4) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -12,9 +12,9 @@ import torch
 from helpers import Case, case, check_point, random_quadratic
 
 import bigrad as bg
+from bigrad.algebra.sparse import curves_upwards, semidefinite, solve_sparse
 from bigrad.datasets import textbook, toll_grid
 from bigrad.programs import cvxpy as front
-from bigrad.sparse import curves_upwards, semidefinite, solve_sparse
 
 LINEAR = [problem for problem in textbook() if problem.coefficients is not None and problem.F_star is not None]
 

@@ -5,9 +5,9 @@ import pytest
 import scipy.sparse as sp
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from bigrad import whole
-from bigrad.mip import Mip
-from bigrad.nested import Rows
+from bigrad.discrete import whole
+from bigrad.discrete.mip import Mip
+from bigrad.discrete.nested import Rows
 from bigrad.solution import Status
 
 

@@ -5,8 +5,8 @@ import pytest
 from ortools.sat.python import cp_model
 
 import bigrad as bg
-from bigrad.mip import Mip
-from bigrad.player import Budget, Linear, player
+from bigrad.discrete.mip import Mip
+from bigrad.discrete.player import Budget, Linear, player
 
 
 def game(weights, budget, least=0):

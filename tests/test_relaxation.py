@@ -13,7 +13,7 @@ import pytest
 from helpers import Case, brute_force, case, check_point
 
 import bigrad as bg
-from bigrad.affine import flatten
+from bigrad.algebra.affine import flatten
 from bigrad.datasets import textbook
 from bigrad.solution import Outcome, Status
 from bigrad.solvers.relaxation import Relaxation

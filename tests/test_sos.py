@@ -481,7 +481,7 @@ def test_some_entries_of_a_variable_may_be_integer():
 
 
 @pytest.mark.parametrize(
-    "options", [{"gap": 0.0}, {"gap": np.nan}, {"gap": np.inf}, {"time_limit": 0}, {"time_limit": -1}]
+    "options", [{"gap": 0.0}, {"gap": np.nan}, {"gap": np.inf}, {"time_limit": -1}, {"time_limit": "1"}]
 )
 def test_options_that_mean_nothing_are_refused(options):
     with pytest.raises(bg.InputError, match="Global"):

@@ -10,7 +10,7 @@ import torch
 from helpers import SHAPES, case, random_atoms, random_quadratic
 
 import bigrad as bg
-from bigrad.affine import flatten
+from bigrad.algebra.affine import flatten
 from bigrad.datasets import textbook
 
 SOLVERS = [bg.Auto(), bg.Pieces(starts=2, nodes=0), bg.Relaxation(starts=2)]

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bigrad.combinatorial import Combinatorial
+from bigrad.discrete.combinatorial import Combinatorial
+from bigrad.discrete.player import player
 from bigrad.exact.found import Found
 from bigrad.exact.hitting import Games, Known, search
 from bigrad.oracle import Oracle
 from bigrad.parallel import single_blas
-from bigrad.player import player
 
 
 def refused(form: Combinatorial) -> str | None:

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse as sp
 
-from bigrad.milp import End, Milp
-from bigrad.nested import Nested, Rows
+from bigrad.discrete.milp import End, Milp
+from bigrad.discrete.nested import Nested, Rows
 from bigrad.solution import InputError
 
 CLOSE = 1e-6

@@ -13,15 +13,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from bigrad.combinatorial import Combinatorial
+from bigrad.discrete.combinatorial import Combinatorial
+from bigrad.discrete.nested import Objective
+from bigrad.discrete.player import player
 from bigrad.exact import reasoned
 from bigrad.exact.against import Unanswered, against, hits, refused
 from bigrad.exact.answers import Pool
 from bigrad.exact.found import Found, gathered
 from bigrad.exact.hitting import Known
 from bigrad.exact.nested import refusal, search
-from bigrad.nested import Objective
-from bigrad.player import player
 from bigrad.program import Program
 from bigrad.solution import InputError, Outcome, Point, Status
 from bigrad.solvers.base import AbstractSolver, batch_size

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse as sp
 
+from bigrad.discrete.milp import End, Milp, Optimum
+from bigrad.discrete.nested import Nested
 from bigrad.exact.answers import Follower, outer
-from bigrad.milp import End, Milp, Optimum
-from bigrad.nested import Nested
 
 
 @dataclass(frozen=True, eq=False)

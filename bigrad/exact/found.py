@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bigrad.combinatorial import Combinatorial
+from bigrad.discrete.combinatorial import Combinatorial
 from bigrad.solution import Outcome, Status
 
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bigrad.nested import Nested
+from bigrad.discrete.nested import Nested
 
 CELLS = 120_000
 """Entries of the table for one item, at most."""

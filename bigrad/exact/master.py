@@ -14,8 +14,8 @@ import numpy as np
 import pyscipopt
 from pyscipopt import SCIP_PARAMSETTING, quicksum
 
+from bigrad.discrete.nested import Nested
 from bigrad.exact.answers import CLOSE, Follower, outer
-from bigrad.nested import Nested
 from bigrad.solvers.sos import quiet
 
 SOLVED = 10

@@ -14,13 +14,13 @@ from dataclasses import replace
 
 import numpy as np
 
+from bigrad.discrete.milp import End, Milp
+from bigrad.discrete.nested import Nested
 from bigrad.exact import dual, knapsack
 from bigrad.exact.answers import Follower, Pool, Responder, joined
 from bigrad.exact.ended import Ended
 from bigrad.exact.optimality import conditions
 from bigrad.exact.second import opinion
-from bigrad.milp import End, Milp
-from bigrad.nested import Nested
 from bigrad.solution import CapabilityError, Status
 from bigrad.solvers import sos
 

@@ -13,8 +13,8 @@ from itertools import pairwise
 
 import numpy as np
 
+from bigrad.discrete.nested import Nested
 from bigrad.exact.answers import Follower, outer
-from bigrad.nested import Nested
 from bigrad.solvers.sos import Sos
 
 

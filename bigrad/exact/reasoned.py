@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from bigrad.discrete.nested import Nested, Objective
+from bigrad.discrete.whole import ROOM, Whole, rounding, scale
 from bigrad.exact.found import Found
-from bigrad.nested import Nested, Objective
 from bigrad.solution import Status
-from bigrad.whole import ROOM, Whole, rounding, scale
 
 
 def search(models: Any, nested: Nested, gap: float, time_limit: float) -> Found:

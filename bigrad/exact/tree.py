@@ -20,9 +20,9 @@ import numpy as np
 import pyscipopt
 from pyscipopt import SCIP_RESULT, quicksum
 
+from bigrad.discrete.milp import INTEGRALITY, End
 from bigrad.exact.answers import CLOSE, Pool, Responder, outer, slack
 from bigrad.exact.master import SOLVED, Master, terms
-from bigrad.milp import INTEGRALITY, End
 
 SEARCHING = 9
 """SCIP's stage number while it branches."""

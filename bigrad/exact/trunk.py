@@ -14,12 +14,12 @@ from dataclasses import replace
 import numpy as np
 import scipy.sparse as sp
 
+from bigrad.discrete.milp import Milp
+from bigrad.discrete.nested import Nested
 from bigrad.exact.answers import Follower, Pool, Responder
 from bigrad.exact.ended import Ended
 from bigrad.exact.master import Master
 from bigrad.exact.tree import Rational, Record
-from bigrad.milp import Milp
-from bigrad.nested import Nested
 from bigrad.solution import Status
 
 

@@ -12,9 +12,9 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING
 
+from bigrad.algebra.krylov import CG, GMRES, MINRES, AbstractLinear, Product, Solved
 from bigrad.gradients.bounds import ErrorBound
 from bigrad.gradients.products import AbstractProducts, Exact, Grads
-from bigrad.krylov import CG, GMRES, MINRES, AbstractLinear, Product, Solved
 from bigrad.program import Program
 from bigrad.solution import Outcome, SolveError, SolveWarning
 

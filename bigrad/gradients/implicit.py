@@ -26,17 +26,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from bigrad.affine import Array, mv, namespace, on_host
-from bigrad.exchange import Items
+from bigrad.algebra.affine import Array, mv, namespace, on_host
+from bigrad.algebra.exchange import Items
+from bigrad.algebra.krylov import AbstractLinear
+from bigrad.algebra.linear import Bordered, cholesky, exchange, lower_solve, solve_free
+from bigrad.algebra.quadratic import Data, Maps, Sizes, kkt, stack
+from bigrad.algebra.sensitivity import pull
 from bigrad.gradients.base import AbstractGradient
 from bigrad.gradients.bounds import ErrorBound
 from bigrad.gradients.products import AbstractProducts
-from bigrad.krylov import AbstractLinear
-from bigrad.linear import Bordered, cholesky, exchange, lower_solve, solve_free
 from bigrad.parallel import single_blas, single_torch
 from bigrad.program import Program
-from bigrad.quadratic import Data, Maps, Sizes, kkt, stack
-from bigrad.sensitivity import pull
 from bigrad.solution import Outcome, SingularWarning
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from bigrad.combinatorial import Combinatorial, Place
+from bigrad.discrete.combinatorial import Combinatorial, Place
 from bigrad.gradients.estimator import AbstractEstimator, check_estimator, unsolved
 from bigrad.oracle import Oracle
 from bigrad.program import Input, Program, Solver

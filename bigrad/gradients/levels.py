@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from bigrad.combinatorial import Combinatorial
+from bigrad.discrete.combinatorial import Combinatorial
+from bigrad.discrete.player import player
 from bigrad.gradients.base import AbstractGradient
 from bigrad.gradients.estimator import AbstractEstimator, check_estimator, unsolved
 from bigrad.oracle import Oracle
-from bigrad.player import player
 from bigrad.program import Program
 from bigrad.solution import Outcome
 

@@ -13,7 +13,7 @@ and the gradient is the slope of the Lagrangian's derivative over that step,
 
 With rho = 0 this tends to the implicit gradient as tau falls, where that exists; with rho > 0 to that of the program
 with the proximal term. L is quadratic in w, so the difference is a'dR/dtheta with
-a = w(tau) - w(-tau), R taken midway (bigrad/sensitivity.py). With two levels F is the leader's objective and L the
+a = w(tau) - w(-tau), R taken midway (bigrad/algebra/sensitivity.py). With two levels F is the leader's objective and L the
 Lagrangian of the program's reformulation.
 """
 
@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from bigrad.algebra.sensitivity import pull
 from bigrad.gradients.base import AbstractGradient
 from bigrad.program import Program
-from bigrad.sensitivity import pull
 from bigrad.solution import CapabilityError, InputError, Outcome, SolveWarning
 
 if TYPE_CHECKING:

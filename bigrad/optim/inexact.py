@@ -22,13 +22,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from bigrad.algebra.krylov import CG, AbstractKrylov, AbstractLinear, Product, Solved
 from bigrad.auto import Auto
 from bigrad.gradients.bounds import ErrorBound
 from bigrad.gradients.implicit import Implicit
 from bigrad.gradients.probes import coupling, curvature, third
 from bigrad.gradients.products import Exact, Second
 from bigrad.inner import Bound
-from bigrad.krylov import CG, AbstractKrylov, AbstractLinear, Product, Solved
 from bigrad.layer import Layer
 from bigrad.optim.levels import Calls, Given, Level, Solving, Spent, flat
 from bigrad.optim.predict import kept

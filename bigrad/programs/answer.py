@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from bigrad.nested import Nested
+from bigrad.discrete.nested import Nested
 
 
 def best(nested: Nested, leader: bool, other: np.ndarray) -> np.ndarray | None:

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 import cvxpy as cp
 import numpy as np
 
-from bigrad.affine import Affine, constant
+from bigrad.algebra.affine import Affine, constant
+from bigrad.algebra.quadratic import Maps
 from bigrad.programs.canonical import Level, touches
 from bigrad.programs.roles import Roles
-from bigrad.quadratic import Maps
 
 
 def assemble(

@@ -19,7 +19,7 @@ from cvxpy.atoms.pnorm import Pnorm, PnormApprox
 from cvxpy.atoms.quad_form import QuadForm
 from cvxpy.atoms.quad_over_lin import quad_over_lin
 
-from bigrad.affine import Affine, Array, flatten, namespace, unflatten
+from bigrad.algebra.affine import Affine, Array, flatten, namespace, unflatten
 
 Evaluate = Callable[[Mapping[int, Array]], Array]
 """From the flat values of parameters, by CVXPY id, to the flat value of an expression."""

@@ -20,14 +20,14 @@ import scipy.sparse as sp
 from cvxpy.atoms.pnorm import Pnorm, PnormApprox
 from cvxpy.atoms.quad_over_lin import quad_over_lin
 
-from bigrad.affine import product
+from bigrad.algebra.affine import product
+from bigrad.algebra.quadratic import Data, Maps, Sizes
+from bigrad.algebra.sensitivity import pull
 from bigrad.program import Program
 from bigrad.programs import canonical
 from bigrad.programs.assemble import assemble
 from bigrad.programs.cvxpy import upper_level
 from bigrad.programs.roles import Roles
-from bigrad.quadratic import Data, Maps, Sizes
-from bigrad.sensitivity import pull
 
 ROUND = 1e-12
 """How far a matrix may be from a multiple of the identity, relatively, to count as one."""

@@ -24,7 +24,7 @@ from cvxpy.settings import COO_CANON_BACKEND, DPP_PARAM_THRESHOLD
 from cvxpy.utilities import scopes
 from cvxpy.utilities.coeff_extractor import CoeffExtractor
 
-from bigrad.affine import Affine, constant
+from bigrad.algebra.affine import Affine, constant
 from bigrad.programs import expressions
 from bigrad.programs.conic import exact_cones, small_cones, without_exact_form
 from bigrad.solution import DeclarationError

@@ -14,7 +14,7 @@ import numpy as np
 import scipy.sparse as sp
 from ortools.sat.python import cp_model, cp_model_helper
 
-from bigrad.nested import Rows
+from bigrad.discrete.nested import Rows
 from bigrad.programs.level import Level
 from bigrad.solution import DeclarationError
 

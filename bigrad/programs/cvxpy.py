@@ -10,6 +10,7 @@ import numpy as np
 from cvxpy.lin_ops import lin_utils
 from cvxpy.reductions.dcp2cone.cone_matrix_stuffing import ParamConeProg
 
+from bigrad.algebra.quadratic import Maps
 from bigrad.program import Input, Program, Solver, Unknown
 from bigrad.programs import canonical, expressions
 from bigrad.programs.assemble import assemble
@@ -21,7 +22,6 @@ from bigrad.programs.prices import Prices, in_cone, in_level
 from bigrad.programs.roles import Roles, declared_bounds, declared_shape, declared_sign, sort_roles, whole
 from bigrad.programs.smooth import Smooth
 from bigrad.programs.source import Source
-from bigrad.quadratic import Maps
 from bigrad.solution import DeclarationError
 
 LARGE = 1000

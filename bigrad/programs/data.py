@@ -25,7 +25,7 @@ from cvxpy.atoms.quad_form import QuadForm, decomp_quad
 from cvxpy.atoms.quad_over_lin import quad_over_lin
 from cvxpy.utilities import scopes
 
-from bigrad.affine import Array, namespace
+from bigrad.algebra.affine import Array, namespace
 from bigrad.programs.atoms import Evaluate, evaluator
 from bigrad.programs.expressions import Holding, terms
 from bigrad.programs.roles import Roles

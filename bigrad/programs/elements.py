@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from bigrad.nested import Rows
+from bigrad.discrete.nested import Rows
 from bigrad.oracle import Oracle
 from bigrad.programs.level import Level
 from bigrad.solution import DeclarationError

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from bigrad.nested import Rows
+from bigrad.discrete.nested import Rows
 
 
 class Variables(Protocol):

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from bigrad.combinatorial import Combinatorial, Place
+from bigrad.discrete.combinatorial import Combinatorial, Place
+from bigrad.discrete.nested import Nested, Objective, Rows
 from bigrad.handles import listed
-from bigrad.nested import Nested, Objective, Rows
 from bigrad.programs.level import Level
 from bigrad.solution import DeclarationError
 

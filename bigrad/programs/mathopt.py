@@ -10,7 +10,7 @@ import numpy as np
 import scipy.sparse as sp
 from ortools.math_opt.python import mathopt
 
-from bigrad.nested import Rows
+from bigrad.discrete.nested import Rows
 from bigrad.programs.level import Level
 from bigrad.solution import DeclarationError
 

@@ -15,10 +15,10 @@ from google.protobuf import text_format
 from ortools.sat import cp_model_pb2
 from ortools.sat.python import cp_model
 
-from bigrad.nested import Nested, Rows
+from bigrad.discrete.nested import Nested, Rows
+from bigrad.discrete.whole import Whole, append
 from bigrad.programs.linked import Linked
 from bigrad.solution import DeclarationError
-from bigrad.whole import Whole, append
 
 VARIABLES = {"vars", "literals", "enforcement_literal", "active_literals", "f_direct", "f_inverse"}
 INTERVALS = {"intervals", "x_intervals", "y_intervals"}

@@ -16,9 +16,9 @@ import numpy as np
 import scipy.sparse as sp
 from cvxpy.constraints.nonpos import NonNeg, NonPos
 
-from bigrad.affine import Array, flatten, namespace, product
-from bigrad.combinatorial import Combinatorial, Place
-from bigrad.nested import Nested, Objective, Rows
+from bigrad.algebra.affine import Array, flatten, namespace, product
+from bigrad.discrete.combinatorial import Combinatorial, Place
+from bigrad.discrete.nested import Nested, Objective, Rows
 from bigrad.program import Input, Program, Solver, Unknown
 from bigrad.programs.answer import best
 from bigrad.programs.cvxpy import renumber, unknowns

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from bigrad.affine import flatten
-from bigrad.combinatorial import Combinatorial, Place
-from bigrad.nested import Nested, Objective
+from bigrad.algebra.affine import flatten
+from bigrad.discrete.combinatorial import Combinatorial, Place
+from bigrad.discrete.nested import Nested, Objective
 from bigrad.program import Input, Program, Solver, Unknown
 from bigrad.programs.answer import best
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bigrad.combinatorial import Combinatorial
+from bigrad.discrete.combinatorial import Combinatorial
 from bigrad.handles import listed
 from bigrad.oracle import Oracle
 from bigrad.program import Input, Program, Solver, Unknown
@@ -127,7 +127,7 @@ def linked_together(linked: Linked, copies: Mapping[Any, Any], costs: Mapping[st
 
 def _input(name: str, handles: Any, values: np.ndarray) -> Input:
     shape, _ = listed(handles)
-    from bigrad.affine import unflatten
+    from bigrad.algebra.affine import unflatten
 
     return Input(name, name, shape, default=np.array(unflatten(values, shape)))
 

@@ -12,6 +12,7 @@ import numpy as np
 import scipy.sparse as sp
 from cvxpy.atoms.affine.wraps import nsd_wrap, symmetric_wrap
 
+from bigrad.algebra.quadratic import Maps
 from bigrad.program import Input, Program, Solver, Unknown
 from bigrad.programs import canonical
 from bigrad.programs.assemble import assemble
@@ -24,7 +25,6 @@ from bigrad.programs.expressions import Holding
 from bigrad.programs.roles import Roles, declared_bounds, declared_shape, declared_sign, sort_single
 from bigrad.programs.smooth import Smooth
 from bigrad.programs.source import PRECISE, Publisher
-from bigrad.quadratic import Maps
 
 
 class Single(Publisher):

@@ -12,7 +12,7 @@ gamma, eps) the multipliers of r, the unknown is w = (v, m) and
 
     L(w) = F(v) + m'r(v) - tau'lam,
 
-so that stationarity in lam gives tau. Signs and order are those of bigrad/quadratic.py, of which this is the general
+so that stationarity in lam gives tau. Signs and order are those of bigrad/algebra/quadratic.py, of which this is the general
 form.
 """
 
@@ -30,7 +30,8 @@ import cvxpy as cp
 import numpy as np
 from cvxpy.reductions.dcp2cone.cone_matrix_stuffing import ParamConeProg
 
-from bigrad.linear import solve_free
+from bigrad.algebra.linear import solve_free
+from bigrad.algebra.sparse import solve_sparse
 from bigrad.programs.bilinear import Bilinear, entries
 from bigrad.programs.blocks import Blocks
 from bigrad.programs.checks import beyond_affine, not_smooth
@@ -38,7 +39,6 @@ from bigrad.programs.conic import Conic, conic
 from bigrad.programs.engine import EQUALITIES, INEQUALITIES, Canonical, Engine, bounds, canonicalise
 from bigrad.programs.system import Compiled, Layout, System
 from bigrad.solution import DeclarationError
-from bigrad.sparse import solve_sparse
 
 DENSE = 1000
 """Unknowns up to which the adjoint equation is solved densely, which is then as fast as sparsely."""

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bigrad.exchange import Exchange, Items
-from bigrad.linear import exchange, solve_free
+from bigrad.algebra.exchange import Exchange, Items
+from bigrad.algebra.linear import exchange, solve_free
+from bigrad.algebra.quadratic import Data, Sizes, kkt, residual
 from bigrad.programs.system import Layout
-from bigrad.quadratic import Data, Sizes, kkt, residual
 
 TOUCH = 1e-7
 """A slack or multiplier below this, relative to 1 + the largest value of its kind, counts as zero."""

@@ -19,11 +19,11 @@ from typing import Any
 import daqp
 import numpy as np
 
-from bigrad.affine import mv
-from bigrad.linear import Bordered, cholesky, lower_solve
+from bigrad.algebra.affine import mv
+from bigrad.algebra.linear import Bordered, cholesky, lower_solve
+from bigrad.algebra.quadratic import Data, Maps, Sizes, stack
 from bigrad.parallel import single_blas
 from bigrad.program import Program
-from bigrad.quadratic import Data, Maps, Sizes, stack
 from bigrad.solution import Outcome, Point, Status
 from bigrad.solvers.active import near_zero
 from bigrad.solvers.base import AbstractSolver, batch_size, check_settings, whole_numbers

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from numbers import Integral
 from typing import ClassVar
 
-from bigrad.affine import Array
+from bigrad.algebra.affine import Array
 from bigrad.program import Program
 from bigrad.solution import InputError, Outcome, Point
 

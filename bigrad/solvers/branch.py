@@ -13,8 +13,8 @@ import time
 
 import numpy as np
 
-from bigrad.affine import mv
-from bigrad.quadratic import value
+from bigrad.algebra.affine import mv
+from bigrad.algebra.quadratic import value
 from bigrad.solvers.convex import INFEASIBLE, UNBOUNDED
 from bigrad.solvers.search import GAIN, Search
 

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from bigrad.algebra.quadratic import Data, Maps, Sizes
 from bigrad.parallel import single_blas, thread_map
 from bigrad.program import Program
 from bigrad.programs.smooth import Smooth
-from bigrad.quadratic import Data, Maps, Sizes
 from bigrad.solution import InputError, Outcome, Point, Status
 from bigrad.solvers import sos
 from bigrad.solvers.base import AbstractSolver, batch_size, check_settings

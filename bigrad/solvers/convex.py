@@ -74,7 +74,7 @@ def if_unbounded(*problem: np.ndarray) -> tuple[np.ndarray, float, int, np.ndarr
         answer = daqp.solve(*problem, **SETTINGS | {"eps_prox": PROXIMAL})
         if answer[2] > 0:
             return answer[0], answer[1], answer[2], answer[3]["lam"]
-        found = solve_qp(sp.csc_array(H), f, sp.csc_array(rigid), top[equal], sp.csc_array(soft), ends)
+        found = solve_qp(sp.csc_array(H), f, sp.csc_array(rigid), top[equal], sp.csc_array(soft), ends, np.inf)
         if not found.sharp:
             return f, 0.0, BROKEN, top
         point, value, rigid_dual, soft_dual = found.v, found.value, found.equal, found.below

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from bigrad.quadratic import Data, Sizes
+from bigrad.algebra.quadratic import Data, Sizes
 from bigrad.solution import Status
 
 

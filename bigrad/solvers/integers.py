@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from bigrad.algebra.quadratic import Data, Sizes
 from bigrad.programs.system import Follower
-from bigrad.quadratic import Data, Sizes
 from bigrad.solution import Status
 from bigrad.solvers.base import EXACT
 from bigrad.solvers.stages import System

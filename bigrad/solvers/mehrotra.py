@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from bigrad.affine import Array, mv
-from bigrad.linear import Bordered, cholesky, lower_solve, solve_free
+from bigrad.algebra.affine import Array, mv
+from bigrad.algebra.linear import Bordered, cholesky, lower_solve, solve_free
+from bigrad.algebra.quadratic import Data, Sizes, kkt, stack, value
 from bigrad.program import Program
-from bigrad.quadratic import Data, Sizes, kkt, stack, value
 from bigrad.solution import Outcome, Point, Status
 from bigrad.solvers.active import TOUCH
 from bigrad.solvers.active_set import SURE, ActiveSet

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.sparse as sp
 
-from bigrad.sparse import semidefinite
+from bigrad.algebra.sparse import semidefinite
 
 WEIGHTS = (1.0, 1e2, 1e4)
 """Of the squares of equality rows, relative to the largest second derivative."""

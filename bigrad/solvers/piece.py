@@ -16,9 +16,9 @@ from functools import cached_property
 
 import numpy as np
 
-from bigrad.affine import mv
-from bigrad.exchange import inverses
-from bigrad.quadratic import Data, Sizes, kkt, stack
+from bigrad.algebra.affine import mv
+from bigrad.algebra.exchange import inverses
+from bigrad.algebra.quadratic import Data, Sizes, kkt, stack
 from bigrad.solvers.convex import EQUALITY, INFEASIBLE, INFINITY, if_unbounded, quadratic_program
 
 

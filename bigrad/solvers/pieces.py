@@ -16,9 +16,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bigrad.algebra.quadratic import Data, Sizes, apart
 from bigrad.parallel import single_blas, thread_map
 from bigrad.program import Program
-from bigrad.quadratic import Data, Sizes, apart
 from bigrad.solution import Outcome, Point
 from bigrad.solvers.base import AbstractSolver, batch_size, check_settings, whole_numbers
 from bigrad.solvers.branch import branch

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from bigrad.affine import mv, namespace
-from bigrad.quadratic import Data, Sizes
+from bigrad.algebra.affine import mv, namespace
+from bigrad.algebra.quadratic import Data, Sizes
 
 if TYPE_CHECKING:
     from torch import Tensor

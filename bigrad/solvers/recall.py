@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bigrad.exchange import Exchange
-from bigrad.linear import exchange
-from bigrad.quadratic import Data, Sizes, crossing, kkt, residual
+from bigrad.algebra.exchange import Exchange
+from bigrad.algebra.linear import exchange
+from bigrad.algebra.quadratic import Data, Sizes, crossing, kkt, residual
 from bigrad.solution import Point
 from bigrad.solvers.active import measure, sizes_of
 

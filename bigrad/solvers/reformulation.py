@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from bigrad.quadratic import Data, Sizes, kkt
+from bigrad.algebra.quadratic import Data, Sizes, kkt
 from bigrad.solvers import sos
 from bigrad.solvers.sos import Sos
 

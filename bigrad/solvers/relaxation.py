@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from bigrad.algebra.quadratic import Data, Sizes
 from bigrad.parallel import single_blas
 from bigrad.program import Program
 from bigrad.programs.smooth import Smooth
-from bigrad.quadratic import Data, Sizes
 from bigrad.solution import Outcome, Point, Status
 from bigrad.solvers import uno
 from bigrad.solvers.active import TOUCH, asking

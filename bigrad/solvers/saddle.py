@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from bigrad.affine import flatten
+from bigrad.algebra.affine import flatten
 from bigrad.program import Program
 from bigrad.programs.convex import Convex
 from bigrad.programs.saddle import Game

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from bigrad.quadratic import Data, Sizes
+from bigrad.algebra.quadratic import Data, Sizes
 from bigrad.solution import Outcome
 
 PASSES = 6

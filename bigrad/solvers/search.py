@@ -9,8 +9,8 @@ import time
 
 import numpy as np
 
-from bigrad.affine import mv
-from bigrad.quadratic import Data, Sizes, crossing, value
+from bigrad.algebra.affine import mv
+from bigrad.algebra.quadratic import Data, Sizes, crossing, value
 from bigrad.solvers.active import asking
 from bigrad.solvers.convex import SOLVED
 from bigrad.solvers.piece import PieceSolver

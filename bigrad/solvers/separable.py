@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.sparse as sp
 
-from bigrad.affine import run
+from bigrad.algebra.affine import run
 
 ROUNDS = 200
 """Most Newton steps; a dozen is usual."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from bigrad.algebra.sparse import curves_upwards, solve_sparse
 from bigrad.solution import Status
 from bigrad.solvers.active import free_unknowns, kinks
 from bigrad.solvers.model import Frame
 from bigrad.solvers.sequence import Sequential
 from bigrad.solvers.sparse_qp import BROKEN, LATE
 from bigrad.solvers.verdict import FEASIBLE, TINY, Verdict, claim, measure
-from bigrad.sparse import curves_upwards, solve_sparse
 
 STEPS = 6
 """Newton steps of the polish at most."""

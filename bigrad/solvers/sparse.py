@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bigrad.algebra.sparse import semidefinite
 from bigrad.parallel import single_blas
 from bigrad.program import Program
 from bigrad.programs.smooth import Smooth
@@ -21,7 +22,6 @@ from bigrad.solvers.model import Frame
 from bigrad.solvers.sequence import Sequential
 from bigrad.solvers.settle import conclude
 from bigrad.solvers.verdict import Verdict, gather
-from bigrad.sparse import semidefinite
 
 
 @dataclass(frozen=True)

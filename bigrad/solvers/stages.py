@@ -13,10 +13,10 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from bigrad.algebra.quadratic import Data, Sizes, apart, kkt
 from bigrad.programs.bilinear import Pattern
 from bigrad.programs.blocks import NO_BLOCKS, Blocks
 from bigrad.programs.system import Follower
-from bigrad.quadratic import Data, Sizes, apart, kkt
 from bigrad.solvers.conic import conic_answer
 from bigrad.solvers.equilibrium import respond
 from bigrad.solvers.uno import STALLED, Nlp, Optimum, minimise

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from bigrad.affine import mv
-from bigrad.quadratic import Data, Sizes, apart, beside, stack
+from bigrad.algebra.affine import mv
+from bigrad.algebra.quadratic import Data, Sizes, apart, beside, stack
 from bigrad.solvers.convex import EQUALITY, INFEASIBLE, INFINITY, if_unbounded, quadratic_program
 from bigrad.solvers.equilibrium import respond
 

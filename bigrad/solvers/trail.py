@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from bigrad.exchange import Exchange
-from bigrad.quadratic import value
+from bigrad.algebra.exchange import Exchange
+from bigrad.algebra.quadratic import value
 from bigrad.solution import Outcome, Point, Status
 from bigrad.solvers.active import settle
 from bigrad.solvers.base import EXACT, PROVEN

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from bigrad.linear import solve_free
+from bigrad.algebra.linear import solve_free
 from bigrad.program import Program
 from bigrad.solution import Outcome, Status
 from bigrad.solvers import uno

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
+from bigrad.discrete.mibs import read_mibs
 from bigrad.exact.answers import Pool
 from bigrad.exact.nested import search
-from bigrad.mibs import read_mibs
 from bigrad.solution import Status
 
 

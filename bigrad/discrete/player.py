@@ -9,12 +9,12 @@ from typing import Any, Protocol
 import numpy as np
 import scipy.sparse as sp
 
-from bigrad.combinatorial import Combinatorial
-from bigrad.mip import FEW, Answers, Mip
-from bigrad.nested import Rows
+from bigrad.discrete.combinatorial import Combinatorial
+from bigrad.discrete.mip import FEW, Answers, Mip
+from bigrad.discrete.nested import Rows
+from bigrad.discrete.whole import rounding
 from bigrad.parallel import thread_map
 from bigrad.solution import Status
-from bigrad.whole import rounding
 
 
 class Player(Protocol):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from bigrad.nested import Rows
+from bigrad.discrete.nested import Rows
 from bigrad.solution import Status
 
 ROOM = 2.0**45

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import scipy.sparse as sp
 
-from bigrad.nested import Nested, Objective, Rows
+from bigrad.discrete.nested import Nested, Objective, Rows
 from bigrad.solution import InputError
 
 _KEYS = {"N", "M", "LC", "LR", "LO", "OS", "IC", "IB"}

@@ -28,7 +28,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy.sparse as sp
 
-from bigrad.affine import Affine, Array, dot, mv, namespace
+from bigrad.algebra.affine import Affine, Array, dot, mv, namespace
 
 
 class Data(NamedTuple):

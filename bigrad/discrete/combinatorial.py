@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from bigrad.nested import Nested, Objective
+from bigrad.discrete.nested import Nested, Objective
 from bigrad.oracle import Oracle
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.linalg.blas import dtrsm
 
-from bigrad.affine import Array, mv, namespace
-from bigrad.exchange import Exchange, Items
+from bigrad.algebra.affine import Array, mv, namespace
+from bigrad.algebra.exchange import Exchange, Items
 
 SINGULAR = 1e-11
 """Eigenvalues below this fraction of the largest, units balanced, count as zero."""

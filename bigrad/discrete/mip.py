@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bigrad import whole
-from bigrad.milp import End, Milp, Optimum
-from bigrad.nested import Rows
+from bigrad.discrete import whole
+from bigrad.discrete.milp import End, Milp, Optimum
+from bigrad.discrete.nested import Rows
 from bigrad.parallel import thread_map
 from bigrad.solution import Status
 
@@ -26,7 +26,7 @@ FEW = 8
 
 class Answers(NamedTuple):
     """values: (batch, variables), NaN where there are none. status: GLOBAL, INFEASIBLE_UPPER, UNBOUNDED_UPPER, TIME_LIMIT or
-    FAILED for each. rounding: (batch,), see `bigrad.whole.rounding`; 0 where costs were not rounded."""
+    FAILED for each. rounding: (batch,), see `bigrad.discrete.whole.rounding`; 0 where costs were not rounded."""
 
     values: np.ndarray
     status: np.ndarray

@@ -1,6 +1,6 @@
 """How the optimality conditions of a bilevel quadratic program move with its inputs: the last step of an adjoint.
 
-With R the residual of bigrad/quadratic.py and a the adjoint, the gradient of a'R over an input needs no more than outer
+With R the residual of bigrad/algebra/quadratic.py and a the adjoint, the gradient of a'R over an input needs no more than outer
 products of parts of a and w, one per block that the input enters, pulled back through that block's affine map. Squares
 of affine expressions stay factored: with u = (z, Tz + l) the upper objective contributes a_u'(Qu + c), a_u = (a_z, T
 a_z), and the lower one likewise.
@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bigrad.affine import Affine, Array, mv, namespace
-from bigrad.quadratic import Maps
+from bigrad.algebra.affine import Affine, Array, mv, namespace
+from bigrad.algebra.quadratic import Maps
 
 Product = tuple[Array, Array]
 """Left and right vectors, (batch, rows) and (batch, columns), whose outer product is meant."""

@@ -1,0 +1,1 @@
+"""Arrays: affine maps of the inputs, the bilevel quadratic program in them, and linear systems."""

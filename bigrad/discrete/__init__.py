@@ -1,0 +1,1 @@
+"""Nested integer programs as arrays, and one player's problem asked many times."""
