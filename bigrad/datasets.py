@@ -362,8 +362,8 @@ def read_mibs(path: str | Path) -> Program:
 
     Raises FileNotFoundError where one of the files is not there, InputError for one that breaks the format.
     """
-    from bigrad.discrete import mibs
     from bigrad.auto import Auto
+    from bigrad.discrete import mibs
     from bigrad.programs.nested import declare
 
     problem = mibs.read_mibs(path)
