@@ -129,7 +129,7 @@ def test_soft_views_show_the_decision_and_differentiate_the_shares():
 
 
 def test_every_attack_counts_in_the_worst_and_surrogates_are_asked():
-    s = classification.replace(classification.QUICK, counts=(60, 20, 20), epochs=2)
+    s = classification.Settings(counts=(60, 20, 20), epochs=2, rates=(3e-3,), strengths=(0.1,), steps=5, queries=10)
     data = classification.split(s, 0)
     model = classification.fit(classification.METHODS["bilevel"], s, data, 0)
     kept = classification.assault(model, classification.fit(classification.Method(), s, data, 1), data.test, 0.3, s)
