@@ -24,7 +24,7 @@ from bigrad.exact.hitting import Known
 from bigrad.exact.nested import refusal, search
 from bigrad.program import Program
 from bigrad.solution import InputError, Outcome, Point, Status
-from bigrad.solvers.base import AbstractSolver, batch_size
+from bigrad.solvers.base import AbstractSolver, batch_size, check_settings
 
 INFINITE = 1e20
 """Numbers from here on are infinite to HiGHS and SCIP."""
@@ -40,19 +40,24 @@ class Cuts(AbstractSolver):
     """Exact, with a proof, for programs declared by OR-Tools models or by CVXPY problems with an integer follower, or with an
     oracle as the follower.
 
-    gap: relative gap at which an item may stop, 0 for a full proof. time_limit: seconds an item; an item that runs into it
+    gap: relative gap at which an item may stop, 0 for a full proof. time_limit: seconds an item, or None; an item that runs into it
     is OPEN, with the best point known and stats.bound, or TIME_LIMIT without a point. remember: whether answers of the
     follower found for one item serve others, and later calls: they stay feasible whatever the costs. Answers are those of a
     fixed seed and one worker; among several optima, which one is found may depend on what is remembered.
     """
 
     gap: float = 0.0
-    time_limit: float = np.inf
+    time_limit: float | None = None
     remember: bool = True
 
     def __post_init__(self) -> None:
-        if not (self.gap >= 0 and self.time_limit > 0):
-            raise InputError(f"{self}: gap must be 0 or more, and time_limit positive.")
+        check_settings(self)
+        if not self.gap >= 0:
+            raise InputError(f"{self}: gap must be 0 or more.")
+
+    @property
+    def _seconds(self) -> float:
+        return np.inf if self.time_limit is None else self.time_limit
 
     def accepts(self, program: Program) -> str | None:
         """See AbstractSolver.accepts."""
@@ -87,17 +92,16 @@ class Cuts(AbstractSolver):
     def _two_levels(self, form: Combinatorial, theta: list[np.ndarray], batch: int) -> list[Found]:
         """Two models; the pool of the follower's answers is shared by the items, and by later calls."""
         pool = form.memory.setdefault("pool", Pool()) if self.remember else None
-        limit = None if np.isinf(self.time_limit) else self.time_limit
         items = [form.at([t[i] for t in theta]) for i in range(batch)]
         if form.models is not None:
-            return [reasoned.search(form.models, nested, self.gap, self.time_limit) for nested in items]
+            return [reasoned.search(form.models, nested, self.gap, self._seconds) for nested in items]
         found = []
         for nested in items:
             if (most := max(_largest(nested.leader), _largest(nested.follower))) >= INFINITE:
                 cause = f"a cost of {most:.3g}, which is infinite to the solvers; rescale the costs"
                 found.append(Found(Status.FAILED, None, cause=cause))
                 continue
-            ended = search(nested, pool, self.gap, limit)
+            ended = search(nested, pool, self.gap, self.time_limit)
             w = None if ended.x is None or ended.y is None else np.concatenate([ended.x, ended.y])
             cuts = ended.cuts + ended.splits
             found.append(Found(ended.status, w, ended.bound, cuts, ended.answers, ended.seconds, cause=ended.cause))
@@ -107,7 +111,7 @@ class Cuts(AbstractSolver):
         """A leader against an oracle, or a model that is asked like one. Costs that the oracle refuses fail their own item only."""
         start, known = time.perf_counter(), form.memory.setdefault("known", Known()) if self.remember else Known()
         try:
-            found = against(form, theta, batch, known, self.gap, self.time_limit)
+            found = against(form, theta, batch, known, self.gap, self._seconds)
         except Unanswered:
             return self._two_levels(form, theta, batch)
         except InputError as error:
@@ -120,6 +124,6 @@ class Cuts(AbstractSolver):
         """One model, solved as it is."""
         start, nobody = time.perf_counter(), np.zeros((batch, 0))
         costs = form.on_level(theta, True, nobody)
-        answers = player(form, True).solve(costs, nobody, self.time_limit)
+        answers = player(form, True).solve(costs, nobody, self._seconds)
         seconds = (time.perf_counter() - start) / max(batch, 1)
         return [Found(s, v if s.ok else None, seconds=seconds, rounding=r) for v, s, r in zip(*answers, strict=True)]
