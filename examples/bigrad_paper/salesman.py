@@ -11,7 +11,6 @@ A trip shows its cities, the closed road and the roads taken, never a length. Wh
     python examples/bigrad_paper/salesman.py [--quick]
 """
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
@@ -21,7 +20,7 @@ import numpy as np
 import torch
 from ortools.sat.python import cp_model
 from panels import panels
-from runner import Experiment, main
+from runner import Experiment, fit, main
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -288,17 +287,12 @@ def trained(loss: Loss, scale: Scale, seed: int, settings: Settings) -> tuple[nn
     rate, epochs = settings.rate, scale.epochs
     if direct:
         rate, epochs = settings.direct_rate, epochs * settings.direct
-    begun = time.process_time()
-    optimiser = torch.optim.Adam(network.parameters(), lr=rate)
-    plan = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, epochs, rate / 20)
-    for _ in range(epochs):
-        for rows in torch.randperm(len(trips.cities)).split(settings.batch):
-            batch = trips.at(rows)
-            optimiser.zero_grad()
-            loss(game, network(batch), batch, settings.margin).backward()
-            optimiser.step()
-        plan.step()
-    return network.eval(), time.process_time() - begun
+
+    def of(epoch: int, rows: Tensor) -> Tensor:
+        batch = trips.at(rows)
+        return loss(game, network(batch), batch, settings.margin)
+
+    return fit(network, of, len(trips.cities), settings.batch, epochs, rate)
 
 
 def judge(game: Game, found: Decisions, trips: Trips) -> dict[str, float]:

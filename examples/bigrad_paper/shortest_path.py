@@ -8,7 +8,6 @@ a cost. Tiles are handwritten digits; with --warcraft FOLDER they are those of t
 
 import argparse
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
@@ -18,7 +17,7 @@ import numpy as np
 import torch
 from maps import USUAL, Decisions, Direct, Game, Maps, Reader, digit_tiles, drawn, hamming, judge, likely
 from panels import panels
-from runner import Experiment, main
+from runner import Experiment, fit, main
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from warcraft import Warcraft, read_warcraft
@@ -180,18 +179,13 @@ def trained(training: Training, scale: Scale, seed: int, settings: Settings) -> 
     rate, epochs = settings.rate, scale.epochs
     if direct:
         rate, epochs = settings.direct_rate, epochs * settings.direct
-    begun = time.process_time()
-    optimiser = torch.optim.Adam(network.parameters(), lr=rate)
-    plan = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, epochs, rate / 20)
-    for epoch in range(epochs):
-        loss = training.first if training.first and epoch < scale.first else training.loss
-        for rows in torch.randperm(len(maps.tiles)).split(scale.batch):
-            batch = maps.at(rows)
-            optimiser.zero_grad()
-            loss(game, network(batch.tiles), batch).backward()
-            optimiser.step()
-        plan.step()
-    return network.eval(), time.process_time() - begun
+
+    def loss(epoch: int, rows: Tensor) -> Tensor:
+        own = training.first if training.first and epoch < scale.first else training.loss
+        batch = maps.at(rows)
+        return own(game, network(batch.tiles), batch)
+
+    return fit(network, loss, len(maps.tiles), scale.batch, epochs, rate)
 
 
 def run(method: Method, seed: int, settings: Settings) -> dict[str, float]:
