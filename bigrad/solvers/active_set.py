@@ -68,12 +68,12 @@ class ActiveSet(AbstractSolver):
         maps, batch = program.quadratic, batch_size(theta)
         assert maps is not None
         if _flat(maps):  # a linear program is not for this road
-            return replace(self._slowly(program, theta), solver="ActiveSet")
+            return self._slowly(program, theta)
         ready = ~program.invalid(theta, batch)
         with single_blas:
             data = maps(theta if ready.all() else tuple(np.where(np.isfinite(t), t, 0.0) for t in theta))
             if not data.Q.any():
-                return replace(self._slowly(program, theta), solver="ActiveSet")
+                return self._slowly(program, theta)
             outcome = settled(data, maps.sizes, batch, _form(maps))
         done = ready & outcome.ok
         seconds = (time.perf_counter() - begun) / batch
@@ -86,7 +86,8 @@ class ActiveSet(AbstractSolver):
 
     def _slowly(self, program: Program, theta: tuple[np.ndarray, ...]) -> Outcome:
         """By DAQP as it is, which needs no strict convexity, and with a word on every failure."""
-        return Pieces(starts=1, nodes=0, time_limit=self.time_limit).solve(program, theta)
+        found = Pieces(starts=1, nodes=0, time_limit=self.time_limit).solve(program, theta)
+        return replace(found, solver="ActiveSet")
 
 
 @lru_cache(maxsize=64)
